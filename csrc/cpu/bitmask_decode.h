@@ -1,0 +1,124 @@
+// y[M,N] = x[M,K] W[N,K]^T for few tokens and W as bitmask + kept values: lanes are inputs.
+//
+//   one row tile (4 rows), one chunk (64 inputs):
+//
+//     bitmask   row 0 | row 1 | row 2 | row 3          64-bit words; bit j: weight j of the chunk kept
+//     values    row 0 ... | row 1 ... | row 2 .. | row 3 ....    as many as there are bits, no gaps
+//
+//     expand    bits     1 0 0 1 1 0 1 0 ...           one instruction on AVX-512, a 256-entry table
+//               values   a b c d e ...                 of shuffles on AVX2
+//               vector   a 0 0 b c 0 d 0 ...           then a dense multiply-add with x
+//
+// Four rows a tile, since their chunks follow each other in memory: one stream, and x loaded once
+// for four rows. The zeros are multiplied; only the bytes are saved.
+//
+// Limit: 2 * density + 1/8 bytes a weight (16 bits), 1.125 at half: memory binds at one token. At
+// more tokens the multiplications of dense plus one expansion for kInputs weights of a row.
+#pragma once
+#include <algorithm>
+
+#include "scratch.h"
+#include "simd.h"
+
+namespace prunekern {
+namespace {
+namespace bitmask {
+
+constexpr int kTileRows = 4;
+constexpr int kChunkInputs = 64;
+
+PK_INLINE int64_t popcount(uint64_t bits) { return static_cast<int64_t>(_mm_popcnt_u64(bits)); }
+
+// R rows of one tile from row r0, T tokens. Lanes says how many inputs a vector has (kInputs), how
+// it is expanded and multiplied; E is the dtype of bias and y.
+template <class Lanes, class E, int R, int T>
+void decode_rows(const Problem& p, const typename Lanes::Elem* values, const uint64_t* masks,
+                 int r0, int64_t n0, const typename Lanes::X* x, int64_t x_stride, int64_t m0) {
+    const int64_t chunks = ceil_div(p.K, kChunkInputs);
+    Vec acc[R][T];
+    for (auto& row : acc)
+        for (auto& sum : row) sum = zero();
+
+    for (int64_t c = 0; c < chunks; ++c) {
+        uint64_t bits[R];
+        const typename Lanes::Elem* v[R];
+        for (int r = 0; r < r0; ++r) values += popcount(masks[r]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            bits[r] = masks[r0 + r];
+            v[r] = values;
+            values += popcount(bits[r]);
+            for (size_t line = 0; line < sizeof(*values) / 2; ++line)
+                prefetch(reinterpret_cast<const char*>(v[r]) + kPrefetchBytes + line * 64);
+        }
+        for (int r = r0 + R; r < kTileRows; ++r) values += popcount(masks[r]);
+        prefetch(reinterpret_cast<const char*>(masks) + kPrefetchBytes / 4);
+        masks += kTileRows;
+
+#pragma GCC unroll 8
+        for (int j = 0; j < kChunkInputs; j += Lanes::kInputs) {
+            typename Lanes::Weights weights[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const auto some = static_cast<typename Lanes::Bits>(bits[r] >> j);
+                weights[r] = Lanes::expand(some, v[r]);
+                v[r] += popcount(some);
+            }
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t) {
+                const typename Lanes::Weights inputs = Lanes::load(x + t * x_stride + j);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r)
+                    acc[r][t] = Lanes::multiply_add(weights[r], inputs, acc[r][t]);
+            }
+        }
+        x += kChunkInputs;
+    }
+
+    using Elem = typename E::T;
+    for (int r = 0; r < R && n0 + r0 + r < p.N; ++r) {
+        const int64_t n = n0 + r0 + r;
+        for (int t = 0; t < T; ++t) {
+            float sum = reduce_add(acc[r][t]);
+            if (p.bias) sum += load_one<E>(static_cast<const Elem*>(p.bias) + n);
+            store_one<E>(static_cast<Elem*>(p.y) + (m0 + t) * p.N + n, sum);
+        }
+    }
+}
+
+// All tokens against all rows; x [M, x_stride] is zero beyond K.
+template <class Lanes, class E>
+void decode(const Problem& p, const BitmaskWeight& w, const typename Lanes::X* x,
+            int64_t x_stride) {
+    const int64_t chunks = ceil_div(p.K, kChunkInputs);
+    parallel_for(
+        p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
+        [&](int64_t begin, int64_t end) {
+            for (int64_t tile = begin; tile < end; ++tile) {
+                const auto* values =
+                    static_cast<const typename Lanes::Elem*>(w.values) + w.offsets[tile];
+                const auto* masks =
+                    static_cast<const uint64_t*>(w.bitmask) + tile * chunks * kTileRows;
+                const int64_t passes = ceil_div(p.M, Lanes::kMaxTokens);
+                for (int64_t i = 0; i < passes; ++i) {
+                    const int64_t m = i * p.M / passes;
+                    const int tokens = static_cast<int>((i + 1) * p.M / passes - m);
+                    with_constant<Lanes::kMaxTokens>(tokens, [&](auto t) {
+                        // As many rows as leave all sums in registers.
+                        constexpr int kRows =
+                            std::clamp(Lanes::kMaxSums / t(), 1, kTileRows) == 3
+                                ? 2
+                                : std::clamp(Lanes::kMaxSums / t(), 1, kTileRows);
+                        for (int r0 = 0; r0 < kTileRows; r0 += kRows)
+                            decode_rows<Lanes, E, kRows, t()>(p, values, masks, r0,
+                                                              tile * kTileRows, x + m * x_stride,
+                                                              x_stride, m);
+                    });
+                }
+            }
+        });
+}
+
+}  // namespace bitmask
+}  // namespace
+}  // namespace prunekern

@@ -1,0 +1,126 @@
+// csr_linear for AVX2 (8 lanes) and AVX-512 (16 lanes), any dtype, 16- or 32-bit columns.
+//
+//   values        row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
+//   col_indices   row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
+//   crow_indices  where each row starts                          what is read beyond a row is unused
+//
+// One token: lanes are the kept weights of a row, x is gathered. More tokens: lanes are tokens, see
+// token_panel.h: a kept weight is broadcast, its column says which line of the panel it meets.
+//
+// Limit: 4 bytes a kept weight (16-bit values and columns), so at half density as much as dense, and
+// memory gains nothing; one gathered element a cycle binds at one token and high sparsity. More
+// tokens: one multiply-add a kept weight and vector of tokens.
+#pragma once
+#include <algorithm>
+
+#include "scratch.h"
+#include "simd.h"
+#include "token_panel.h"
+
+namespace prunekern {
+namespace {
+namespace csr {
+
+// kLanes columns as 32-bit words.
+template <class Column>
+PK_INLINE IVec load_columns(const Column* p) {
+    if constexpr (sizeof(Column) == 2)
+        return widen_u16(load_halves(p));
+    else
+        return load_words(p);
+}
+
+// One token: y[n] = sum over the row of value * x[column].
+template <class E, class Column>
+void decode_rows(const Problem& p, const CsrWeight& w, const float* x, int64_t begin,
+                 int64_t end) {
+    using Elem = typename E::T;
+    const auto* values = static_cast<const Elem*>(w.values);
+    const auto* columns = static_cast<const Column*>(w.col_indices);
+    for (int64_t n = begin; n < end; ++n) {
+        int64_t j = w.crow_indices[n];
+        const int64_t row_end = w.crow_indices[n + 1];
+        constexpr int kSums = 4;
+        Vec acc[kSums] = {zero(), zero(), zero(), zero()};
+        for (; j + kSums * kLanes <= row_end; j += kSums * kLanes) {
+            prefetch(reinterpret_cast<const char*>(values + j) + kPrefetchBytes);
+            prefetch(reinterpret_cast<const char*>(columns + j) + kPrefetchBytes);
+#pragma GCC unroll 4
+            for (int s = 0; s < kSums; ++s)
+                acc[s] = fmadd(E::load_lanes(values + j + s * kLanes),
+                               gather(x, load_columns(columns + j + s * kLanes)), acc[s]);
+        }
+        float sum = reduce_add(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
+        for (; j < row_end; ++j) sum += load_one<E>(values + j) * x[columns[j]];
+        if (p.bias) sum += load_one<E>(static_cast<const Elem*>(p.bias) + n);
+        store_one<E>(static_cast<Elem*>(p.y) + n, sum);
+    }
+}
+
+// More tokens: what token_panel.h asks of a format.
+template <class E, class Column>
+struct PanelRows {
+    static constexpr int kRows = 1;
+    static constexpr int kInputMultiple = 1;
+    static constexpr int kTermStride = 1;
+    static constexpr int kTermsPerInputs = 1;
+
+    const Problem& p;
+    const CsrWeight& w;
+
+    using Cursor = int64_t;  // the row's next kept weight
+    Cursor start(int64_t row) const { return w.crow_indices[row]; }
+
+    void expand(int64_t row, Cursor& next, int64_t k_begin, int64_t k_end, uint32_t stride_bytes,
+                Terms<PanelRows>& terms) const {
+        const auto* values = static_cast<const typename E::T*>(w.values) + next;
+        const auto* columns = static_cast<const Column*>(w.col_indices) + next;
+        const int64_t left = w.crow_indices[row + 1] - next;
+        const IVec first = broadcast_word(static_cast<uint32_t>(k_begin));
+        const IVec last = broadcast_word(static_cast<uint32_t>(k_end));
+        const IVec stride = broadcast_word(stride_bytes);
+        int64_t n = 0;
+        while (n < left) {
+            const IVec column = load_columns(columns + n);
+            store(terms.weights + n, E::load_lanes(values + n));
+            store_words(terms.offsets + n, mul_words(sub_words(column, first), stride));
+            const int below = count_less(column, last);  // columns ascend: the leading lanes
+            n += below;
+            if (below < kLanes) break;
+        }
+        n = std::min(n, left);  // the lanes beyond the row's end are the next row's
+        terms.counts[0] = static_cast<int>(n);
+        next += n;
+    }
+};
+
+template <class E, class Column>
+void linear(const Problem& p, const CsrWeight& w) {
+    if (p.M > 1) return panel_linear<E>(p, PanelRows<E, Column>{p, w});
+    Scratch<float> x(p.K);
+    widen_tokens<E>(p, x.get(), p.K);
+    const int64_t per_row = ceil_div(w.crow_indices[p.N], p.N) + 1;
+    parallel_for(p, p.N, kWeightsPerTask / per_row, [&](int64_t begin, int64_t end) {
+        decode_rows<E, Column>(p, w, x.get(), begin, end);
+    });
+}
+
+template <class E>
+void linear_any_columns(const Problem& p, const CsrWeight& w) {
+    if (w.wide_columns)
+        linear<E, int32_t>(p, w);
+    else
+        linear<E, uint16_t>(p, w);
+}
+
+inline void linear_any(const Problem& p, const CsrWeight& w) {
+    switch (p.dtype) {
+        case DType::kFloat32: return linear_any_columns<F32>(p, w);
+        case DType::kBFloat16: return linear_any_columns<BF16>(p, w);
+        case DType::kFloat16: return linear_any_columns<F16>(p, w);
+    }
+}
+
+}  // namespace csr
+}  // namespace
+}  // namespace prunekern
