@@ -70,6 +70,7 @@ struct Sparse24Pack {
     bool pair_codes;  // avx512bf16: one of six pairs instead of two positions
     void* packed_values;
     int32_t* packed_meta;
+    ParallelFor parallel_for;
 };
 void sparse24_pack(const Sparse24Pack&);
 
@@ -78,10 +79,11 @@ struct BitmaskPack {
     const uint8_t* bitmask;  // [N, ceil(K/8)]
     int64_t N, K, nnz;
     int64_t element_bytes;
-    void* packed_values;      // [nnz + 64]
+    void* packed_values;       // [nnz + 64]
     uint64_t* packed_bitmask;  // [T, C, 4]
-    int64_t* offsets;         // [T + 1]
+    int64_t* offsets;          // [T + 1]
 };
-void bitmask_pack(const BitmaskPack&);
+// Returns the number of bits set; where it is not nnz, the outputs hold nothing of use.
+int64_t bitmask_pack(const BitmaskPack&);
 
 }  // namespace prunekern

@@ -1,0 +1,79 @@
+// Argument checks of the ops: the only error sentences in C++. All read
+// "<op>: <what> must <rule>, got <value>".
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace prunekern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class Got>
+[[noreturn]] void fail(const char* op, const std::string& what, const std::string& rule,
+                       const Got& got) {
+    std::ostringstream message;
+    message << "prunekern::" << op << ": " << what << " must " << rule << ", got " << got;
+    throw std::runtime_error(message.str());
+}
+
+inline const char* name_of(ScalarType type) { return torch::headeronly::toString(type); }
+
+inline std::string shape_of(const Tensor& t) {
+    std::ostringstream out;
+    out << '[';
+    for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+    out << ']';
+    return out.str();
+}
+
+inline DType dtype_of(const char* op, const char* what, const Tensor& t) {
+    switch (t.scalar_type()) {
+        case ScalarType::Float: return DType::kFloat32;
+        case ScalarType::BFloat16: return DType::kBFloat16;
+        case ScalarType::Half: return DType::kFloat16;
+        default:
+            fail(op, what, "be float32, bfloat16 or float16", name_of(t.scalar_type()));
+    }
+}
+
+inline void check_cpu(const char* op, const char* what, const Tensor& t) {
+    if (!t.is_cpu()) fail(op, what, "be on the CPU", "a tensor of another device");
+}
+
+// A packed tensor: on the CPU, of this dtype, contiguous, of this shape.
+inline void check_packed(const char* op, const char* what, const Tensor& t, ScalarType type,
+                         std::initializer_list<int64_t> shape) {
+    check_cpu(op, what, t);
+    if (t.scalar_type() != type)
+        fail(op, what, std::string("be ") + name_of(type), name_of(t.scalar_type()));
+    bool fits = t.dim() == static_cast<int64_t>(shape.size());
+    int64_t i = 0;
+    for (const int64_t size : shape) fits = fits && t.size(i++) == size;
+    if (!fits) {
+        std::ostringstream rule;
+        rule << "have the shape [";
+        for (const int64_t* size = shape.begin(); size != shape.end(); ++size)
+            rule << (size == shape.begin() ? "" : ", ") << *size;
+        rule << "]; pack the weight for this op and give its out_features and in_features";
+        fail(op, what, rule.str(), shape_of(t));
+    }
+    if (!t.is_contiguous()) fail(op, what, "be contiguous", "strides of a view");
+}
+
+inline void check_sizes(const char* op, int64_t out_features, int64_t in_features) {
+    if (out_features < 1) fail(op, "out_features", "be at least 1", out_features);
+    if (in_features < 1) fail(op, "in_features", "be at least 1", in_features);
+}
+
+}  // namespace prunekern

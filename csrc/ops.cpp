@@ -1,0 +1,346 @@
+// Every op of the package on the CPU: schemas on one screen, then what checks and launches them.
+// Built against torch's stable ABI, so that one build serves many versions of torch.
+//
+//   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
+//   <format>_pack_<variant>     canonical tensors -> packed tensors; prunekern/layouts.py draws both
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/isa.h"
+#include "kernels.h"
+
+#define LINEAR24(variant)                                                                       \
+    m.def("sparse24_linear_" #variant "(Tensor x, Tensor values, Tensor meta, Tensor? bias, "   \
+          "int out_features, int in_features) -> Tensor")
+#define LINEAR_BITMASK(variant)                                                                 \
+    m.def("bitmask_linear_" #variant "(Tensor x, Tensor values, Tensor bitmask, "               \
+          "Tensor offsets, Tensor? bias, int out_features, int in_features) -> Tensor")
+#define LINEAR_CSR(variant)                                                                     \
+    m.def("csr_linear_" #variant "(Tensor x, Tensor values, Tensor col_indices, "               \
+          "Tensor crow_indices, Tensor? bias, int out_features, int in_features) -> Tensor")
+#define PACK24(variant)                                                                         \
+    m.def("sparse24_pack_" #variant "(Tensor values, Tensor meta, int out_features, "           \
+          "int in_features) -> (Tensor, Tensor)")
+#define PACK_BITMASK(variant)                                                                   \
+    m.def("bitmask_pack_" #variant "(Tensor values, Tensor bitmask, int out_features, "         \
+          "int in_features) -> (Tensor, Tensor, Tensor)")
+
+STABLE_TORCH_LIBRARY(prunekern, m) {
+    LINEAR24(scalar);
+    LINEAR_BITMASK(scalar);
+    LINEAR_CSR(scalar);
+#if defined(__x86_64__)
+    LINEAR24(avx2);
+    LINEAR24(avx512);
+    LINEAR24(avx512bf16);
+    LINEAR_BITMASK(avx2);
+    LINEAR_BITMASK(avx512);
+    LINEAR_BITMASK(avx512bf16);
+    LINEAR_CSR(avx2);
+    LINEAR_CSR(avx512);
+    PACK24(avx2);
+    PACK24(avx512);
+    PACK24(avx512bf16);
+    PACK_BITMASK(avx2);
+    PACK_BITMASK(avx512);
+    PACK_BITMASK(avx512bf16);
+#endif
+}
+
+namespace prunekern {
+namespace {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t kMaxDims = 16;
+constexpr int64_t kValuesPadding = 64;  // elements that kernels may read past the last value
+
+void torch_parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t),
+                        void* ctx) {
+    torch::stable::parallel_for(0, n, grain,
+                                [&](int64_t begin, int64_t end) { body(ctx, begin, end); });
+}
+
+void check_isa(const char* op, Isa isa) {
+    const auto missing = missing_features(isa);
+    if (missing.empty()) return;
+    std::string features;
+    for (const auto& feature : missing) features += (features.empty() ? "" : ", ") + feature;
+    fail(op, "this CPU", "have " + features + "; take another layout, see prunekern.hardware()",
+         "a CPU without");
+}
+
+int32_t dtype_code(const Tensor& t) {
+    int32_t code = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
+    return code;
+}
+
+// Through the C shim: the dispatcher's own new_empty costs as much as a whole small layer.
+Tensor empty(int32_t dtype, const int64_t* sizes, int64_t dim) {
+    int64_t strides[kMaxDims];
+    int64_t stride = 1;
+    for (int64_t i = dim - 1; i >= 0; --i) {
+        strides[i] = stride;
+        stride *= sizes[i];
+    }
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+}
+
+// Checks x and bias, calls launch(Problem) on y of shape [..., N], returns y.
+template <class Launch>
+Tensor linear(const char* op, const Tensor& x, const Tensor& values,
+              const std::optional<Tensor>& bias, int64_t N, int64_t K, Launch&& launch) {
+    const DType dtype = dtype_of(op, "x", x);
+    check_cpu(op, "x", x);
+    const int64_t dim = x.dim();
+    if (dim < 1 || dim > kMaxDims) fail(op, "x", "have 1 to 16 dimensions", dim);
+    if (x.size(dim - 1) != K)
+        fail(op, "the last dimension of x", "be in_features = " + std::to_string(K),
+             shape_of(x));
+    if (values.scalar_type() != x.scalar_type())
+        fail(op, "x", std::string("have the weight's dtype ") + name_of(values.scalar_type()),
+             name_of(x.scalar_type()));
+    if (bias) check_packed(op, "bias", *bias, x.scalar_type(), {N});
+
+    int64_t sizes[kMaxDims];
+    int64_t tokens = 1;
+    for (int64_t i = 0; i + 1 < dim; ++i) tokens *= sizes[i] = x.size(i);
+    sizes[dim - 1] = N;
+    Tensor y = empty(dtype_code(x), sizes, dim);
+    if (tokens == 0) return y;
+
+    const Tensor rows = x.is_contiguous() ? x : torch::stable::contiguous(x);
+    launch(Problem{rows.const_data_ptr(), y.mutable_data_ptr(),
+                   bias ? bias->const_data_ptr() : nullptr, tokens, N, K, dtype,
+                   torch_parallel_for});
+    return y;
+}
+
+// ------------------------------------------------------------------------------------------ 2:4
+
+struct Sparse24Variant {
+    const char* linear_op;
+    const char* pack_op;
+    Isa isa;
+    void (*launch)(const Problem&, const Sparse24Weight&);
+    int64_t tile_rows;  // 0: canonical tensors
+    bool pair_codes;
+};
+
+// values and meta of the variant's layout, as sizes that layouts.py draws.
+void check_sparse24(const Sparse24Variant& v, const Tensor& values, const Tensor& meta, int64_t N,
+                    int64_t K) {
+    const char* op = v.linear_op;
+    const int64_t G = ceil_div(K, 4);
+    const ScalarType type = values.scalar_type();
+    if (v.tile_rows == 0) {
+        check_packed(op, "values", values, type, {N, 2 * G});
+        check_packed(op, "meta", meta, ScalarType::Byte, {N, ceil_div(G, 2)});
+        return;
+    }
+    const int64_t T = ceil_div(N, v.tile_rows), C = ceil_div(G, 8);
+    if (type == ScalarType::BFloat16)
+        check_packed(op, "values", values, type, {T, 8 * C, v.tile_rows, 2});
+    else
+        check_packed(op, "values", values, type, {T, 8 * C, 2, v.tile_rows});
+    check_packed(op, "meta", meta, ScalarType::Int, {T, C, v.tile_rows});
+}
+
+template <const Sparse24Variant& V>
+Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta,
+                       const std::optional<Tensor>& bias, int64_t N, int64_t K) {
+    check_isa(V.linear_op, V.isa);
+    check_sizes(V.linear_op, N, K);
+    check_sparse24(V, values, meta, N, K);
+    if (V.pair_codes && values.scalar_type() != ScalarType::BFloat16)
+        fail(V.linear_op, "values", "be bfloat16", name_of(values.scalar_type()));
+    return linear(V.linear_op, x, values, bias, N, K, [&](const Problem& p) {
+        V.launch(p, {values.const_data_ptr(), meta.const_data_ptr()});
+    });
+}
+
+template <const Sparse24Variant& V>
+std::tuple<Tensor, Tensor> sparse24_pack_op(const Tensor& values, const Tensor& meta, int64_t N,
+                                            int64_t K) {
+    check_sizes(V.pack_op, N, K);
+    const DType dtype = dtype_of(V.pack_op, "values", values);
+    if (V.pair_codes && dtype != DType::kBFloat16)
+        fail(V.pack_op, "values", "be bfloat16", name_of(values.scalar_type()));
+    const int64_t G = ceil_div(K, 4), T = ceil_div(N, V.tile_rows), C = ceil_div(G, 8);
+    check_packed(V.pack_op, "values", values, values.scalar_type(), {N, 2 * G});
+    check_packed(V.pack_op, "meta", meta, ScalarType::Byte, {N, ceil_div(G, 2)});
+    const bool pairs = dtype == DType::kBFloat16;
+    const int64_t value_sizes[] = {T, 8 * C, pairs ? V.tile_rows : 2, pairs ? 2 : V.tile_rows};
+    const int64_t meta_sizes[] = {T, C, V.tile_rows};
+    Tensor packed_values = empty(dtype_code(values), value_sizes, 4);
+    Tensor packed_meta = empty(aoti_torch_dtype_int32(), meta_sizes, 3);
+    sparse24_pack({values.const_data_ptr(), static_cast<const uint8_t*>(meta.const_data_ptr()), N,
+                   K, dtype, V.tile_rows, V.pair_codes, packed_values.mutable_data_ptr(),
+                   static_cast<int32_t*>(packed_meta.mutable_data_ptr()), torch_parallel_for});
+    return {packed_values, packed_meta};
+}
+
+// -------------------------------------------------------------------------------------- bitmask
+
+struct BitmaskVariant {
+    const char* linear_op;
+    const char* pack_op;
+    Isa isa;
+    void (*launch)(const Problem&, const BitmaskWeight&);
+    int64_t tile_rows;  // 1: canonical tensors and row starts
+    bool only_bf16;
+};
+
+template <const BitmaskVariant& V>
+Tensor bitmask_linear(const Tensor& x, const Tensor& values, const Tensor& bitmask,
+                      const Tensor& offsets, const std::optional<Tensor>& bias, int64_t N,
+                      int64_t K) {
+    const char* op = V.linear_op;
+    check_isa(op, V.isa);
+    check_sizes(op, N, K);
+    if (V.only_bf16 && values.scalar_type() != ScalarType::BFloat16)
+        fail(op, "values", "be bfloat16", name_of(values.scalar_type()));
+    const int64_t T = ceil_div(N, V.tile_rows);
+    check_packed(op, "offsets", offsets, ScalarType::Long, {T + 1});
+    if (V.tile_rows == 1)
+        check_packed(op, "bitmask", bitmask, ScalarType::Byte, {N, ceil_div(K, 8)});
+    else
+        check_packed(op, "bitmask", bitmask, ScalarType::Long,
+                     {T, ceil_div(K, 64), V.tile_rows});
+    const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
+    const int64_t padding = V.tile_rows == 1 ? 0 : kValuesPadding;
+    check_packed(op, "values", values, values.scalar_type(), {starts[T] + padding});
+    return linear(op, x, values, bias, N, K, [&](const Problem& p) {
+        V.launch(p, {values.const_data_ptr(), bitmask.const_data_ptr(), starts});
+    });
+}
+
+template <const BitmaskVariant& V>
+std::tuple<Tensor, Tensor, Tensor> bitmask_pack_op(const Tensor& values, const Tensor& bitmask,
+                                                   int64_t N, int64_t K) {
+    check_sizes(V.pack_op, N, K);
+    dtype_of(V.pack_op, "values", values);
+    if (V.only_bf16 && values.scalar_type() != ScalarType::BFloat16)
+        fail(V.pack_op, "values", "be bfloat16", name_of(values.scalar_type()));
+    const int64_t T = ceil_div(N, V.tile_rows);
+    const int64_t nnz = values.dim() == 1 ? values.size(0) : -1;
+    check_packed(V.pack_op, "values", values, values.scalar_type(), {nnz});
+    check_packed(V.pack_op, "bitmask", bitmask, ScalarType::Byte, {N, ceil_div(K, 8)});
+    const int64_t value_sizes[] = {nnz + kValuesPadding};
+    const int64_t mask_sizes[] = {T, ceil_div(K, 64), V.tile_rows};
+    const int64_t offset_sizes[] = {T + 1};
+    Tensor packed_values = empty(dtype_code(values), value_sizes, 1);
+    Tensor packed_mask = empty(aoti_torch_dtype_int64(), mask_sizes, 3);
+    Tensor offsets = empty(aoti_torch_dtype_int64(), offset_sizes, 1);
+    const int64_t found = bitmask_pack(
+        {values.const_data_ptr(), static_cast<const uint8_t*>(bitmask.const_data_ptr()), N, K, nnz,
+         static_cast<int64_t>(values.element_size()), packed_values.mutable_data_ptr(),
+         static_cast<uint64_t*>(packed_mask.mutable_data_ptr()),
+         static_cast<int64_t*>(offsets.mutable_data_ptr())});
+    if (found != nnz)
+        fail(V.pack_op, "the bits set in bitmask", "be as many as values = " + std::to_string(nnz),
+             found);
+    return {packed_values, packed_mask, offsets};
+}
+
+// ------------------------------------------------------------------------------------------ CSR
+
+struct CsrVariant {
+    const char* linear_op;
+    Isa isa;
+    void (*launch)(const Problem&, const CsrWeight&);
+    int64_t padding;
+};
+
+template <const CsrVariant& V>
+Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indices,
+                  const Tensor& crow_indices, const std::optional<Tensor>& bias, int64_t N,
+                  int64_t K) {
+    const char* op = V.linear_op;
+    check_isa(op, V.isa);
+    check_sizes(op, N, K);
+    check_packed(op, "crow_indices", crow_indices, ScalarType::Long, {N + 1});
+    const auto* crow = static_cast<const int64_t*>(crow_indices.const_data_ptr());
+    const int64_t elems = crow[N] + V.padding;
+    check_packed(op, "values", values, values.scalar_type(), {elems});
+    const bool wide = col_indices.scalar_type() != ScalarType::UInt16;
+    check_packed(op, "col_indices", col_indices, wide ? ScalarType::Int : ScalarType::UInt16,
+                 {elems});
+    return linear(op, x, values, bias, N, K, [&](const Problem& p) {
+        V.launch(p, {values.const_data_ptr(), col_indices.const_data_ptr(), wide, crow});
+    });
+}
+
+// ------------------------------------------------------------------------------------- variants
+
+#define SPARSE24(variant, isa, tile_rows, pair_codes)                                            \
+    constexpr Sparse24Variant k24_##variant{"sparse24_linear_" #variant,                         \
+                                            "sparse24_pack_" #variant,                           \
+                                            isa,                                                 \
+                                            sparse24_linear_##variant,                           \
+                                            tile_rows,                                           \
+                                            pair_codes}
+#define BITMASK(variant, isa, tile_rows, only_bf16)                                              \
+    constexpr BitmaskVariant kBitmask_##variant{"bitmask_linear_" #variant,                      \
+                                                "bitmask_pack_" #variant,                        \
+                                                isa,                                             \
+                                                bitmask_linear_##variant,                        \
+                                                tile_rows,                                       \
+                                                only_bf16}
+#define CSR(variant, isa, padding)                                                               \
+    constexpr CsrVariant kCsr_##variant{"csr_linear_" #variant, isa, csr_linear_##variant, padding}
+
+SPARSE24(scalar, Isa::kScalar, 0, false);
+BITMASK(scalar, Isa::kScalar, 1, false);
+CSR(scalar, Isa::kScalar, kValuesPadding);
+#if defined(__x86_64__)
+SPARSE24(avx2, Isa::kAvx2, 8, false);
+SPARSE24(avx512, Isa::kAvx512, 16, false);
+SPARSE24(avx512bf16, Isa::kAvx512Bf16, 16, true);
+BITMASK(avx2, Isa::kAvx2, 4, false);
+BITMASK(avx512, Isa::kAvx512, 4, false);
+BITMASK(avx512bf16, Isa::kAvx512Bf16, 4, true);
+CSR(avx2, Isa::kAvx2, kValuesPadding);
+CSR(avx512, Isa::kAvx512, kValuesPadding);
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
+#define IMPL24(variant) \
+    m.impl("sparse24_linear_" #variant, TORCH_BOX(&sparse24_linear<k24_##variant>))
+#define IMPL_BITMASK(variant) \
+    m.impl("bitmask_linear_" #variant, TORCH_BOX(&bitmask_linear<kBitmask_##variant>))
+#define IMPL_CSR(variant) m.impl("csr_linear_" #variant, TORCH_BOX(&csr_linear<kCsr_##variant>))
+#define IMPL_PACK24(variant) \
+    m.impl("sparse24_pack_" #variant, TORCH_BOX(&sparse24_pack_op<k24_##variant>))
+#define IMPL_PACK_BITMASK(variant) \
+    m.impl("bitmask_pack_" #variant, TORCH_BOX(&bitmask_pack_op<kBitmask_##variant>))
+
+    IMPL24(scalar);
+    IMPL_BITMASK(scalar);
+    IMPL_CSR(scalar);
+#if defined(__x86_64__)
+    IMPL24(avx2);
+    IMPL24(avx512);
+    IMPL24(avx512bf16);
+    IMPL_BITMASK(avx2);
+    IMPL_BITMASK(avx512);
+    IMPL_BITMASK(avx512bf16);
+    IMPL_CSR(avx2);
+    IMPL_CSR(avx512);
+    IMPL_PACK24(avx2);
+    IMPL_PACK24(avx512);
+    IMPL_PACK24(avx512bf16);
+    IMPL_PACK_BITMASK(avx2);
+    IMPL_PACK_BITMASK(avx512);
+    IMPL_PACK_BITMASK(avx512bf16);
+#endif
+}
+
+}  // namespace
+}  // namespace prunekern
