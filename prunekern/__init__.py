@@ -1,0 +1,49 @@
+"""prunekern: prune Llama-style models and run what is left on kernels for sparse storage.
+
+    prunekern.prune(model, pattern="2:4")
+    prunekern.replace_linears(model, kernel="2:4")
+    prunekern.compare(model, tokenizer)
+
+See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunekern.formats import compress, decompress, nbytes, validate
+from prunekern.hardware import hardware
+from prunekern.layouts import Packed, pack, unpack
+from prunekern.nn import SparseLinear
+from prunekern.ops import linear
+from prunekern.pruning import prune
+from prunekern.replace import replace_linears, restore_linears
+
+if TYPE_CHECKING:
+    from prunekern.compare import compare
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Packed",
+    "SparseLinear",
+    "compare",
+    "compress",
+    "decompress",
+    "hardware",
+    "linear",
+    "nbytes",
+    "pack",
+    "prune",
+    "replace_linears",
+    "restore_linears",
+    "unpack",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Comparing needs transformers, which takes seconds to import; pruning and running do not.
+    if name == "compare":
+        from prunekern.compare import compare
+
+        return compare
+    raise AttributeError(f"module 'prunekern' has no attribute {name!r}")

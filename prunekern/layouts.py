@@ -1,0 +1,276 @@
+"""Layouts: the order in which each kernel reads a compressed weight. This file is the specification.
+
+A packed weight names its kernel: `Packed.layout` is the variant's name and its tensors are what
+`torch.ops.prunekern.<stem>_linear_<layout>` takes. The packers in C++ equal `pack_reference` bit for
+bit, and `unpack` is the exact inverse of both.
+
+2:4 (values, meta): G = ceil(K / 4) groups a row, R rows side by side, T = ceil(N / R) row tiles,
+C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padded: +0, positions 0 and 1.
+
+    reference, scalar   canonical: values [N, 2G], meta uint8 [N, ceil(G/2)]
+    avx2 (R = 8), avx512, avx512bf16 (R = 16)
+        values bfloat16   [T, 8C, R, 2]     a row's kept pair is one 32-bit word
+               others     [T, 8C, 2, R]     first kept of R rows, then the second
+        meta int32        [T, C, R]         bits 4i..4i+3: group 8c + i
+               avx2, avx512   first | second << 2, as in the canonical form
+               avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
+
+bitmask (values, bitmask, offsets)
+
+    reference, scalar   canonical values and bitmask; offsets int64 [N+1]: where each row starts
+    avx2, avx512, avx512bf16: tiles of 4 rows, chunks of 64 columns, T = ceil(N/4), C = ceil(K/64)
+        bitmask int64     [T, C, 4]         bit j of word t, c, r: weight (4t + r, 64c + j) is kept
+        values            in the order of those bits, then 64 zeros, since kernels read whole vectors
+        offsets int64     [T+1]             where each tile starts
+
+csr (values, col_indices, crow_indices)
+
+    reference           canonical values and columns; crow_indices int64
+    scalar, avx2, avx512    the same, values and columns followed by 64 zeros
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from prunekern.formats import CSR, Bitmask, Canonical, Sparse24, nibbles_of
+
+PADDING = 64  # elements that a kernel may read past the last value
+TILE_ROWS = {"avx2": 8, "avx512": 16, "avx512bf16": 16}
+BITMASK_TILE_ROWS = 4
+BITMASK_CHUNK = 64
+
+# The variants of each format, best first.
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "sparse24": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
+    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
+    "csr": ("avx512", "avx2", "scalar", "reference"),
+}
+ONLY_DTYPE = {"avx512bf16": torch.bfloat16}
+
+_EMPTY_NIBBLE = 0b0100
+_NIBBLE_OF_PAIR = torch.tensor([0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110])
+_PAIR_OF_NIBBLE = torch.zeros(16, dtype=torch.int64)
+_PAIR_OF_NIBBLE[_NIBBLE_OF_PAIR] = torch.arange(6)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A compressed weight in the reading order of one kernel.
+
+    Attributes:
+        stem: sparse24, bitmask or csr.
+        layout: The variant whose order this is.
+        shape: (N, K) of the dense weight.
+        tensors: What the op takes after x, in its order.
+    """
+
+    stem: str
+    layout: str
+    shape: tuple[int, int]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the kept weights."""
+        return self.tensors[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, padding included."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+
+def layout_for(
+    stem: str,
+    *,
+    device: str,
+    isa: frozenset[str],
+    dtype: torch.dtype,
+    available: frozenset[tuple[str, str]],
+) -> str:
+    """The layout to take for a weight, from facts alone: no look at the machine in here.
+
+    Args:
+        stem: sparse24, bitmask or csr.
+        device: Type of the device, "cpu" or another.
+        isa: Variants that the CPU can run.
+        dtype: Of the weight.
+        available: (stem, layout) of the ops that were built.
+
+    Returns:
+        The first of LAYOUTS[stem] that is built, runs here and takes the dtype; "reference", which
+        is plain torch, takes all.
+    """
+    if device != "cpu":
+        return "reference"
+    for layout in LAYOUTS[stem]:
+        fits = ONLY_DTYPE.get(layout, dtype) == dtype
+        if fits and layout in isa and (stem, layout) in available:
+            return layout
+    return "reference"
+
+
+def check_layout(stem: str, layout: str, dtype: torch.dtype, who: str = "pack") -> None:
+    """Raises ValueError unless the format has this layout and the layout takes the dtype."""
+    if layout not in LAYOUTS[stem]:
+        raise ValueError(
+            f"{who}: layout of {stem} must be one of {', '.join(LAYOUTS[stem])}, got {layout!r}"
+        )
+    if ONLY_DTYPE.get(layout, dtype) != dtype:
+        raise ValueError(f"{who}: {layout} must have {ONLY_DTYPE[layout]} weights, got {dtype}")
+
+
+def pack(c: Canonical, layout: str) -> Packed:
+    """Canonical tensors in the order of one layout, by the op in C++ where there is one.
+
+    Raises:
+        ValueError: The format has no such layout, or not for this dtype.
+    """
+    check_layout(c.stem, layout, c.dtype)
+    packer = getattr(torch.ops.prunekern, f"{c.stem}_pack_{layout}", None)
+    if packer is None or c.device.type != "cpu":
+        return pack_reference(c, layout)
+    first, second = (c.values, c.meta) if isinstance(c, Sparse24) else (c.values, c.bitmask)
+    return Packed(c.stem, layout, c.shape, tuple(packer(first, second, *c.shape)))
+
+
+def pack_reference(c: Canonical, layout: str) -> Packed:
+    """What `pack` returns, in plain torch on any device: the specification."""
+    check_layout(c.stem, layout, c.dtype)
+    pack_one = {Sparse24: _pack_sparse24, Bitmask: _pack_bitmask, CSR: _pack_csr}[type(c)]
+    return Packed(c.stem, layout, c.shape, pack_one(c, layout))
+
+
+def unpack(packed: Packed) -> Canonical:
+    """The canonical tensors that were packed, to the bit."""
+    unpack_one = {"sparse24": _unpack_sparse24, "bitmask": _unpack_bitmask, "csr": _unpack_csr}
+    return unpack_one[packed.stem](packed)
+
+
+# ------------------------------------------------------------------------------------------- 2:4
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return 4 * torch.arange(8, device=device)
+
+
+def _pack_sparse24(c: Sparse24, layout: str) -> tuple[Tensor, Tensor]:
+    if layout in ("reference", "scalar"):
+        return c.values, c.meta
+    N, K = c.shape
+    R = TILE_ROWS[layout]
+    G = -(-K // 4)
+    T, C = -(-N // R), -(-G // 8)
+    rows, groups = T * R - N, 8 * C - G
+
+    nibbles = pad(nibbles_of(c.meta, G), (0, groups, 0, rows), value=_EMPTY_NIBBLE).long()
+    if layout == "avx512bf16":
+        odd_group = 8 * (torch.arange(8 * C, device=c.device) % 2)
+        nibbles = _PAIR_OF_NIBBLE.to(c.device)[nibbles] | odd_group
+    words = (nibbles.view(T, R, C, 8) << _shifts(c.device)).sum(-1)
+    meta = words.to(torch.int32).transpose(1, 2).contiguous()  # wraps at 2^31: the bits count
+
+    values = pad(c.values, (0, 2 * groups, 0, rows)).view(T, R, 8 * C, 2)
+    order = (0, 2, 1, 3) if c.dtype == torch.bfloat16 else (0, 2, 3, 1)
+    return values.permute(order).contiguous(), meta
+
+
+def _unpack_sparse24(packed: Packed) -> Sparse24:
+    values, meta = packed.tensors
+    if packed.layout in ("reference", "scalar"):
+        return Sparse24(values=values, meta=meta, shape=packed.shape)
+    N, K = packed.shape
+    G = -(-K // 4)
+    T, C, R = meta.shape
+
+    nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    nibbles = nibbles.transpose(1, 2).reshape(T * R, 8 * C)[:N, :G]
+    if packed.layout == "avx512bf16":
+        nibbles = _NIBBLE_OF_PAIR.to(meta.device)[nibbles & 7]
+    nibbles = pad(nibbles, (0, G % 2), value=_EMPTY_NIBBLE).to(torch.uint8)
+
+    order = (0, 2, 1, 3) if packed.dtype == torch.bfloat16 else (0, 3, 1, 2)
+    rows = values.permute(order).reshape(T * R, 16 * C)[:N, : 2 * G]
+    return Sparse24(
+        values=rows.contiguous(),
+        meta=(nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous(),
+        shape=packed.shape,
+    )
+
+
+# --------------------------------------------------------------------------------------- bitmask
+
+
+def _row_starts(bitmask: Tensor) -> Tensor:
+    """int64 [N+1] of a canonical bitmask."""
+    bits = torch.arange(8, device=bitmask.device)
+    counts = ((bitmask.unsqueeze(-1) >> bits) & 1).sum((1, 2), dtype=torch.int64)
+    return pad(counts.cumsum(0), (1, 0))
+
+
+def _kept_in_tiles(words: Tensor) -> Tensor:
+    """Bool [T, C, 4, 64] of packed words [T, C, 4]."""
+    return ((words.unsqueeze(-1) >> torch.arange(64, device=words.device)) & 1).bool()
+
+
+def _canonical_order(kept: Tensor) -> Tensor:
+    """For each value in packed order, its index in canonical order."""
+    by_row = kept.transpose(1, 2)  # [T, 4, C, 64]
+    index = torch.zeros(by_row.shape, dtype=torch.int64, device=kept.device)
+    index[by_row] = torch.arange(int(kept.sum()), device=kept.device)
+    return index.transpose(1, 2)[kept]
+
+
+def _pack_bitmask(c: Bitmask, layout: str) -> tuple[Tensor, Tensor, Tensor]:
+    if layout in ("reference", "scalar"):
+        return c.values, c.bitmask, _row_starts(c.bitmask)
+    N, K = c.shape
+    T, C = -(-N // BITMASK_TILE_ROWS), -(-K // BITMASK_CHUNK)
+    padded = pad(c.bitmask, (0, 8 * C - c.bitmask.shape[1], 0, T * BITMASK_TILE_ROWS - N))
+    rows = padded.contiguous().view(torch.int64)  # little endian: byte 0 is bits 0..7
+    words = rows.view(T, BITMASK_TILE_ROWS, C).transpose(1, 2).contiguous()
+    kept = _kept_in_tiles(words)
+    values = pad(c.values[_canonical_order(kept)], (0, PADDING))
+    offsets = pad(kept.sum((1, 2, 3)).cumsum(0), (1, 0))
+    return values, words, offsets
+
+
+def _unpack_bitmask(packed: Packed) -> Bitmask:
+    values, words, _ = packed.tensors
+    if packed.layout in ("reference", "scalar"):
+        return Bitmask(values=values, bitmask=words, shape=packed.shape)
+    N, K = packed.shape
+    T, C, rows = words.shape
+    canonical = values.new_empty(values.numel() - PADDING)
+    canonical[_canonical_order(_kept_in_tiles(words))] = values[:-PADDING]
+    by_row = words.transpose(1, 2).flatten().view(torch.uint8).view(T * rows, 8 * C)
+    return Bitmask(
+        values=canonical, bitmask=by_row[:N, : -(-K // 8)].contiguous(), shape=packed.shape
+    )
+
+
+# ------------------------------------------------------------------------------------------- csr
+
+
+def _pack_csr(c: CSR, layout: str) -> tuple[Tensor, Tensor, Tensor]:
+    crow = c.crow_indices.to(torch.int64)
+    if layout == "reference":
+        return c.values, c.col_indices, crow
+    padding = c.col_indices.new_zeros(PADDING)
+    return pad(c.values, (0, PADDING)), torch.cat([c.col_indices, padding]), crow
+
+
+def _unpack_csr(packed: Packed) -> CSR:
+    values, columns, crow = packed.tensors
+    nnz = values.numel() - (0 if packed.layout == "reference" else PADDING)
+    return CSR(
+        values=values[:nnz].clone(),
+        col_indices=columns[:nnz].clone(),
+        crow_indices=crow.to(torch.int32 if nnz < 2**31 else torch.int64),
+        shape=packed.shape,
+    )

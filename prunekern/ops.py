@@ -1,0 +1,181 @@
+"""The table of ops: one for each format and variant, and the public `linear` that looks it up.
+
+`torch.ops.prunekern.<stem>_linear_<layout>` are built in C++ (csrc/ops.cpp) or, as "reference", in
+plain torch. All of a format share schema, fake and gradient. A layer with a packed weight calls its
+op directly; nothing is chosen on the hot path.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunekern import reference
+from prunekern.formats import decompress
+from prunekern.layouts import BITMASK_TILE_ROWS, LAYOUTS, PADDING, TILE_ROWS, Packed, unpack
+from prunekern.layouts import layout_for as _layout_for
+
+_SCHEMAS = {
+    "sparse24": "(Tensor x, Tensor values, Tensor meta, Tensor? bias, int out_features, "
+    "int in_features) -> Tensor",
+    "bitmask": "(Tensor x, Tensor values, Tensor bitmask, Tensor offsets, Tensor? bias, "
+    "int out_features, int in_features) -> Tensor",
+    "csr": "(Tensor x, Tensor values, Tensor col_indices, Tensor crow_indices, Tensor? bias, "
+    "int out_features, int in_features) -> Tensor",
+}
+_REFERENCES = {
+    "sparse24": reference.sparse24_linear,
+    "bitmask": reference.bitmask_linear,
+    "csr": reference.csr_linear,
+}
+
+
+def _load_library() -> str | None:
+    """Loads the compiled ops; where that fails, says why and leaves the references."""
+    path = Path(__file__).with_name("_ops.so")
+    if not path.exists():
+        return f"{path.name} is not there; build it with: pip install --no-build-isolation ."
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load with torch {torch.__version__}: {error}"
+    return None
+
+
+# None, or why there are no compiled ops.
+LIBRARY_ERROR = _load_library()
+
+
+def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
+    """Registers references and fakes; returns (stem, layout) -> op."""
+    fragment = torch.library.Library("prunekern", "FRAGMENT")
+    _register.keep_alive = fragment
+    table = {}
+    for stem, layouts in LAYOUTS.items():
+        fragment.define(f"{stem}_linear_reference{_SCHEMAS[stem]}")
+        fragment.impl(
+            f"{stem}_linear_reference", _REFERENCES[stem], "CompositeExplicitAutograd"
+        )
+        for layout in layouts:
+            name = f"{stem}_linear_{layout}"
+            if hasattr(torch.ops.prunekern, name):
+                table[stem, layout] = getattr(torch.ops.prunekern, name).default
+                torch.library.register_fake(f"prunekern::{name}", _fake_linear, lib=fragment)
+            if hasattr(torch.ops.prunekern, f"{stem}_pack_{layout}"):
+                torch.library.register_fake(
+                    f"prunekern::{stem}_pack_{layout}",
+                    functools.partial(_FAKE_PACKS[stem], layout),
+                    lib=fragment,
+                )
+    return table
+
+
+def _fake_linear(x, *args):
+    return x.new_empty((*x.shape[:-1], args[-2]))
+
+
+def _fake_sparse24_pack(layout, values, meta, out_features, in_features):
+    R = TILE_ROWS[layout]
+    T, C = -(-out_features // R), -(-in_features // 32)
+    pair = (R, 2) if values.dtype == torch.bfloat16 else (2, R)
+    return values.new_empty((T, 8 * C, *pair)), meta.new_empty((T, C, R), dtype=torch.int32)
+
+
+def _fake_bitmask_pack(layout, values, bitmask, out_features, in_features):
+    T, C = -(-out_features // BITMASK_TILE_ROWS), -(-in_features // 64)
+    words = bitmask.new_empty((T, C, BITMASK_TILE_ROWS), dtype=torch.int64)
+    offsets = bitmask.new_empty((T + 1,), dtype=torch.int64)
+    return values.new_empty((values.shape[0] + PADDING,)), words, offsets
+
+
+_FAKE_PACKS = {"sparse24": _fake_sparse24_pack, "bitmask": _fake_bitmask_pack}
+
+OPS = _register()
+
+
+@functools.cache
+def cpu_isa() -> frozenset[str]:
+    """Variants that this CPU and operating system can run; "reference" always."""
+    if LIBRARY_ERROR is not None:
+        return frozenset({"reference"})
+    from prunekern import _C
+
+    return frozenset({"reference"} | {v for v, lacks in _C.cpu_variants().items() if not lacks})
+
+
+@functools.cache
+def available() -> frozenset[tuple[str, str]]:
+    """(stem, layout) of every op that was built and runs on this CPU."""
+    return frozenset(key for key in OPS if key[1] in cpu_isa())
+
+
+def default_layout(stem: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The layout that `layout_for` takes on this machine."""
+    return _layout_for(
+        stem, device=device.type, isa=cpu_isa(), dtype=dtype, available=available()
+    )
+
+
+def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload:
+    """The op of one variant.
+
+    Raises:
+        ValueError: It was not built, or this CPU can not run it.
+    """
+    if (stem, layout) not in available():
+        here = ", ".join(name for name in LAYOUTS[stem] if (stem, name) in available())
+        raise ValueError(
+            f"{who}: layout of {stem} must be one that runs here ({here}), got {layout!r}; "
+            "prunekern.hardware() says why"
+        )
+    return OPS[stem, layout]
+
+
+class _Linear(torch.autograd.Function):
+    """Gradients with respect to x and bias; the packed weight is fixed."""
+
+    @staticmethod
+    def forward(ctx, x, bias, op, packed):
+        ctx.packed = packed
+        ctx.x_dtype = x.dtype
+        return op(x, *packed.tensors, bias, *packed.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ decompress(unpack(ctx.packed)).to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad.flatten(0, -2).sum(0) if grad.dim() > 1 else grad
+        return grad_x, grad_bias, None, None
+
+
+def linear_with_grad(x: Tensor, bias: Tensor | None, op, packed: Packed) -> Tensor:
+    """`op` on a packed weight, recorded for autograd."""
+    return _Linear.apply(x, bias, op, packed)
+
+
+def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """y[..., N] = x[..., K] W[N, K]^T + bias[N] with W compressed.
+
+    Args:
+        x: [..., K], any strides, of the weight's dtype and on its device.
+        packed: W, see `prunekern.layouts.pack`.
+        bias: [N] of x's dtype, or None.
+
+    Returns:
+        [..., N] of x's dtype; sums in float32. Differentiable in x and bias.
+
+    Raises:
+        ValueError: The layout does not run on this machine.
+        RuntimeError: A wrong dtype, device or shape; the message says what was expected.
+    """
+    op = op_for(packed.stem, packed.layout, "linear")
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return linear_with_grad(x, bias, op, packed)
+    return op(x, *packed.tensors, bias, *packed.shape)

@@ -1,0 +1,108 @@
+"""Choosers: from scores to masks. True means kept. Counts are exact; ties keep the lower index."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+
+def parse_pattern(pattern: str, who: str = "prune") -> tuple[int, int] | None:
+    """(N, M) of "N:M", which keeps N of every M inputs; None for "unstructured".
+
+    Raises:
+        ValueError: Neither, or not 1 <= N <= M <= 32.
+    """
+    if pattern == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    n, m = (int(g) for g in match.groups()) if match else (0, 0)
+    if not 1 <= n <= m <= 32:
+        raise ValueError(
+            f'{who}: pattern must be "unstructured" or "N:M" (N of M kept, 1 <= N <= M <= 32), '
+            f"got {pattern!r}"
+        )
+    return n, m
+
+
+def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
+    """The n largest of every m neighbours along K; a shorter group at the end keeps min(n, its size).
+
+    Args:
+        scores: [N, K], no NaN.
+        n: Kept of a group.
+        m: Size of a group.
+
+    Returns:
+        Bool [N, K].
+    """
+    N, K = scores.shape
+    padded = torch.nn.functional.pad(scores, (0, -K % m), value=-torch.inf).view(N, -1, m)
+    best = padded.argsort(dim=-1, descending=True, stable=True)[..., :n]
+    mask = torch.zeros_like(padded, dtype=torch.bool).scatter_(-1, best, True)
+    return mask.view(N, -1)[:, :K]
+
+
+def largest_mask(scores: Tensor, keep: int) -> Tensor:
+    """The `keep` largest of all scores, exactly that many.
+
+    Args:
+        scores: Any shape, no NaN.
+        keep: 0 .. scores.numel().
+
+    Returns:
+        Bool, of the scores' shape.
+    """
+    flat = scores.flatten()
+    if keep == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if keep == flat.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    # kthvalue selects in linear time and, unlike torch.quantile, for any number of elements.
+    threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    mask = flat > threshold
+    ties = (flat == threshold).nonzero().flatten()
+    mask[ties[: keep - int(mask.sum())]] = True
+    return mask.view_as(scores)
+
+
+def kept_count(numel: int, sparsity: float) -> int:
+    """How many of `numel` stay at this sparsity: the pruned count is rounded to the nearest."""
+    return numel - round(numel * sparsity)
+
+
+def layer_mask(scores: Tensor, sparsity: float) -> Tensor:
+    """Unstructured, the smallest of the whole matrix go. Bool [N, K]."""
+    return largest_mask(scores, kept_count(scores.numel(), sparsity))
+
+
+def row_mask(scores: Tensor, sparsity: float) -> Tensor:
+    """Unstructured, the smallest of each row go: every output keeps the same number of inputs."""
+    keep = kept_count(scores.shape[1], sparsity)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :keep]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
+
+
+def global_threshold(all_scores: list[Tensor], sparsity: float) -> tuple[float, int]:
+    """Score of the last kept weight over all layers, and how many of that very score are kept.
+
+    Args:
+        all_scores: Scores of each layer; any shapes.
+        sparsity: Share of all weights that go.
+    """
+    flat = torch.cat([s.flatten() for s in all_scores])
+    keep = kept_count(flat.numel(), sparsity)
+    if keep == 0:
+        return float("inf"), 0
+    threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    return float(threshold), keep - int((flat > threshold).sum())
+
+
+def threshold_mask(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
+    """Scores above the threshold and the first `ties` equal to it; also how many ties are left."""
+    flat = scores.flatten()
+    mask = flat > threshold
+    equal = (flat == threshold).nonzero().flatten()[:ties]
+    mask[equal] = True
+    return mask.view_as(scores), ties - equal.numel()

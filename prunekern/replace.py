@@ -1,0 +1,296 @@
+"""replace_linears and restore_linears: swap the Linear layers of a model, all or nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from prunekern import formats
+from prunekern.layouts import check_layout
+from prunekern.nn import SparseLinear, count_broken_groups
+from prunekern.ops import default_layout, op_for
+from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
+
+
+@dataclass(frozen=True)
+class ReplacedLayer:
+    """What happened to one layer.
+
+    Attributes:
+        name: In the model.
+        shape: (out_features, in_features).
+        kernel: The format, or "dense".
+        layout: The variant that runs, or "".
+        bytes_before: Of the weight.
+        bytes_after: Of the weight, padding included.
+        energy_kept: Share of the sum of squares that is left.
+        reason: Why it was left dense, or "".
+    """
+
+    name: str
+    shape: tuple[int, int]
+    kernel: str
+    layout: str
+    bytes_before: int
+    bytes_after: int
+    energy_kept: float = 1.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ReplaceReport:
+    """What was swapped, layer by layer."""
+
+    layers: tuple[ReplacedLayer, ...]
+
+    @property
+    def replaced(self) -> tuple[ReplacedLayer, ...]:
+        """The layers that were swapped."""
+        return tuple(layer for layer in self.layers if not layer.reason)
+
+    @property
+    def left_dense(self) -> tuple[ReplacedLayer, ...]:
+        """The layers that were not, each with its reason."""
+        return tuple(layer for layer in self.layers if layer.reason)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the weights of all matched layers before."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """And after."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [
+            f"swapped {len(self.replaced)} of {len(self.layers)} layers, "
+            f"{self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB"
+        ]
+        for layer in self.layers:
+            lines.append(
+                f"  {layer.name:<{width}}  {list(layer.shape)!s:<14}  "
+                + (
+                    f"left dense: {layer.reason}"
+                    if layer.reason
+                    else f"{layer.kernel}/{layer.layout}  {layer.bytes_before:,} -> "
+                    f"{layer.bytes_after:,} bytes  energy kept {layer.energy_kept:6.1%}"
+                )
+            )
+        return "\n".join(lines)
+
+
+def replace_linears(
+    model: nn.Module,
+    kernel: str = "2:4",
+    targets: str | Sequence[str] = DEFAULT_TARGETS,
+    layout: str | None = None,
+    prune: bool = True,
+) -> ReplaceReport:
+    """Swaps Linear layers for SparseLinear ones, in place.
+
+    Every check is made before the first layer is touched. Then layer after layer is compressed and its
+    dense weight freed, so that memory never holds more than one layer twice.
+
+    Args:
+        model: Any module; Hugging Face models of the Llama kind are what it is made for.
+        kernel: "2:4", "csr" or "bitmask".
+        targets: See `prunekern.targets.match_modules`.
+        layout: A variant of the format instead of the best that runs here.
+        prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude,
+            with one warning for all, or refused.
+
+    Returns:
+        What was done, layer by layer, and why a layer was left dense.
+
+    Raises:
+        ValueError: An unknown kernel or layout, no matching layer, a layer that was swapped
+            before, weights of another dtype, on the meta device, NaN or infinite, or not 2:4 where
+            `prune` is False. The model is then as it was.
+    """
+    formats.check_format(kernel, "replace_linears")
+    accept = _linear_or_sparse
+    matched = match_modules(model, targets, "replace_linears", accept)
+    reasons = {name: _reason_to_leave(model, module) for name, module in matched.items()}
+    for name, module in matched.items():
+        if not reasons[name]:
+            _check(name, module, kernel, layout, prune)
+
+    swapped: dict[int, tuple[SparseLinear, ReplacedLayer]] = {}
+    layers = []
+    for name in list(matched):
+        linear = matched.pop(name)
+        if reasons[name]:
+            size = linear.weight.numel() * linear.weight.element_size()
+            shape = tuple(linear.weight.shape)
+            layers.append(ReplacedLayer(name, shape, "dense", "", size, size, 1.0, reasons[name]))
+            continue
+        if id(linear) not in swapped:
+            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
+        sparse, row = swapped[id(linear)]
+        _set_module(model, name, sparse)
+        layers.append(row if row.name == name else _shared(row, name))
+        if linear in matched.values():
+            continue  # under a second name: its id must not be given to another layer yet
+        del linear
+    _release_memory()
+    report = ReplaceReport(tuple(layers))
+    _warn(report, kernel)
+    return report
+
+
+def restore_linears(model: nn.Module) -> ReplaceReport:
+    """Swaps every SparseLinear of a model back to nn.Linear with the pruned weight, exactly.
+
+    Returns:
+        What was done, layer by layer.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    names = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLinear)
+    ]
+    if not names:
+        raise ValueError(
+            "restore_linears: model must have SparseLinear layers, got none; see replace_linears"
+        )
+    dense: dict[SparseLinear, nn.Linear] = {}
+    layers = []
+    for name in names:
+        sparse = model.get_submodule(name)
+        linear = dense.setdefault(sparse, sparse.to_linear()) if sparse not in dense else dense[sparse]
+        size = linear.weight.numel() * linear.weight.element_size()
+        shape = tuple(linear.weight.shape)
+        layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
+        _move_hooks(sparse, linear)
+        _set_module(model, name, linear)
+    return ReplaceReport(tuple(layers))
+
+
+def _linear_or_sparse(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(module, SparseLinear)
+
+
+def _reason_to_leave(model: nn.Module, module: nn.Module) -> str:
+    """Why a matched layer stays dense, or ""."""
+    if isinstance(module, SparseLinear):
+        return ""  # an error, see _check
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} may compute more than nn.Linear does"
+    if hasattr(module, "_hf_hook"):
+        return "accelerate moves its weight between devices"
+    for name, other in model.named_modules():
+        if other is not module and getattr(other, "weight", None) is module.weight:
+            return f"its weight is also that of {name}"
+    return ""
+
+
+def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune: bool) -> None:
+    who = f"replace_linears: {name}"
+    if isinstance(module, SparseLinear):
+        raise ValueError(
+            f"{who} must be dense, got a SparseLinear ({module.kernel}); "
+            "call prunekern.restore_linears(model) first"
+        )
+    if hasattr(module, "weight_orig"):
+        raise ValueError(
+            f"{who} must have a plain weight, got one masked by torch.nn.utils.prune; "
+            "call torch.nn.utils.prune.remove(module, 'weight') first"
+        )
+    weight = module.weight
+    formats.check_weight(weight, who)
+    if not torch.isfinite(weight).all():
+        bad = int((~torch.isfinite(weight)).sum())
+        raise ValueError(f"{who} must have finite weights, got {bad} NaN or infinite")
+    if module.bias is not None and module.bias.dtype != weight.dtype:
+        raise ValueError(f"{who} must have a bias of {weight.dtype}, got {module.bias.dtype}")
+    stem = formats.FORMATS[kernel].stem
+    if layout is not None:
+        check_layout(stem, layout, weight.dtype, who)
+    op_for(stem, layout or default_layout(stem, weight.device, weight.dtype), who)
+    if kernel == "2:4" and not prune:
+        broken = count_broken_groups(weight)
+        if broken:
+            raise ValueError(
+                f"{who} must be 2:4, got {broken} groups of 4 inputs with more than 2 non-zeros; "
+                'prune it first with prunekern.prune(model, pattern="2:4") or pass prune=True'
+            )
+
+
+def _swap(
+    name: str, linear: nn.Linear, kernel: str, layout: str | None, prune: bool
+) -> tuple[SparseLinear, ReplacedLayer]:
+    weight = linear.weight.detach()
+    before = weight.numel() * weight.element_size()
+    sparse = SparseLinear.from_linear(linear, kernel, layout, prune)
+    _move_hooks(linear, sparse)
+    kept = sparse.canonical().values
+    energy_kept = 1.0
+    if kept.count_nonzero() < weight.count_nonzero():
+        energy_kept = (kept.double().square().sum() / weight.double().square().sum()).item()
+    row = ReplacedLayer(
+        name,
+        tuple(weight.shape),
+        kernel,
+        sparse.layout,
+        before,
+        sparse.nbytes,
+        energy_kept,
+    )
+    return sparse, row
+
+
+def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:
+    """The row of a second name for a layer that was swapped already: it weighs nothing more."""
+    return ReplacedLayer(name, row.shape, row.kernel, row.layout, 0, 0, row.energy_kept)
+
+
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _move_hooks(source: nn.Module, target: nn.Module) -> None:
+    for hooks in (
+        "_forward_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    ):
+        getattr(target, hooks).update(getattr(source, hooks))
+
+
+def _release_memory() -> None:
+    """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass  # another C library: nothing to ask for
+
+
+def _warn(report: ReplaceReport, kernel: str) -> None:
+    lossy = [layer for layer in report.replaced if layer.energy_kept < 1]
+    if lossy:
+        lost = 1 - sum(layer.energy_kept for layer in lossy) / len(lossy)
+        warnings.warn(
+            f"replace_linears: pruned {len(lossy)} of {len(report.layers)} layers to {kernel} by "
+            f"magnitude, {lost:.1%} of their weight energy is lost; prunekern.prune does it by "
+            "choice, prune=False refuses",
+            stacklevel=3,
+        )
+    if not report.replaced:
+        reasons = "; ".join(sorted({layer.reason for layer in report.left_dense}))
+        warnings.warn(f"replace_linears: every layer was left dense: {reasons}", stacklevel=3)
