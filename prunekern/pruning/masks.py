@@ -1,4 +1,10 @@
-"""Choosers: from scores to masks. True means kept. Counts are exact; ties keep the lower index."""
+"""Choosers: from scores to masks. True means kept. Counts are exact, results deterministic.
+
+Among equal scores unstructured choosers keep the lower index. N:M keeps those that torch.topk picks
+on the CPU, wherever the scores are. That is worth a sentence, because models that were once quantized
+are full of ties: on q_proj and v_proj of SmolLM2-135M (4 bits) perplexity under 2:4 is 36.0 if the
+lower index stays, 30.3 if the higher does, and 33.0 with torch.topk.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +44,10 @@ def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
         Bool [N, K].
     """
     N, K = scores.shape
-    padded = torch.nn.functional.pad(scores, (0, -K % m), value=-torch.inf).view(N, -1, m)
-    best = padded.argsort(dim=-1, descending=True, stable=True)[..., :n]
+    padded = torch.nn.functional.pad(scores.cpu(), (0, -K % m), value=-torch.inf).view(N, -1, m)
+    best = padded.topk(n, dim=-1).indices
     mask = torch.zeros_like(padded, dtype=torch.bool).scatter_(-1, best, True)
-    return mask.view(N, -1)[:, :K]
+    return mask.view(N, -1)[:, :K].to(scores.device)
 
 
 def largest_mask(scores: Tensor, keep: int) -> Tensor:
