@@ -1,0 +1,62 @@
+"""Shapes and cells that are measured, and the ratios that each must reach."""
+
+from dataclasses import dataclass
+
+# (out_features, in_features): q_proj of a 7B model, and its down_proj.
+SHAPES = ((4096, 4096), (4096, 11008))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of the table of bars: contenders at M tokens must beat rivals by these ratios.
+
+    Attributes:
+        what: What is measured.
+        stems: Our formats; the fastest counts.
+        dtype: Of our weights.
+        density: Of the weight.
+        tokens: M of each cell.
+        rivals: Names in `rivals.py`; the fastest counts.
+        ratios: One a cell: the rival's time over ours.
+    """
+
+    what: str
+    stems: tuple[str, ...]
+    dtype: str
+    density: float
+    tokens: tuple[int, ...]
+    rivals: tuple[str, ...]
+    ratios: tuple[float, ...]
+
+
+_TORCH = ("torch float32", "torch bfloat16", "torch float16")
+_FP32 = ("torch float32",)
+_BOTH = ("bitmask", "csr")
+
+# On a CPU with AVX2 only, and on one with AVX-512 and BF16.
+BARS = {
+    "avx2": (
+        Bar("2:4 bf16", ("sparse24",), "bfloat16", 0.5, (1, 2, 4, 8, 16), _TORCH,
+            (1.65, 2, 3, 2.5, 2.5)),
+        Bar("2:4 bf16", ("sparse24",), "bfloat16", 0.5, (32, 64, 128, 512), _FP32, (1.5,) * 4),
+        Bar("2:4 fp32", ("sparse24",), "float32", 0.5, (1, 16, 128), _FP32, (1.5,) * 3),
+        Bar("bitmask 50 % bf16", ("bitmask",), "bfloat16", 0.5, (1, 4, 16), _TORCH, (1.3, 2, 1.3)),
+        Bar("70 % fp32", _BOTH, "float32", 0.3, (128,), _FP32, (1.5,)),
+        Bar("90 % fp32", _BOTH, "float32", 0.1, (128,), _FP32, (4,)),
+        Bar("90 % bf16", _BOTH, "bfloat16", 0.1, (1,), ("torch CSR",), (1.5,)),
+        Bar("90 % bf16", _BOTH, "bfloat16", 0.1, (1,), _TORCH, (3,)),
+    ),
+    "avx512bf16": (
+        Bar("2:4 bf16", ("sparse24",), "bfloat16", 0.5, (1, 2, 4, 8, 16), _TORCH,
+            (1.55, 2, 2, 1.4, 1.3)),
+        Bar("2:4 bf16", ("sparse24",), "bfloat16", 0.5, (32, 64, 128, 512), ("torch bfloat16",),
+            (1.1,) * 4),
+        Bar("2:4 fp32", ("sparse24",), "float32", 0.5, (1, 16, 128), _FP32, (1.5,) * 3),
+        Bar("bitmask 50 % bf16", ("bitmask",), "bfloat16", 0.5, (1, 4, 16), _TORCH, (1.5, 1.8, 1)),
+        Bar("70 % fp32", _BOTH, "float32", 0.3, (128,), _FP32, (1.5,)),
+        Bar("90 % fp32", _BOTH, "float32", 0.1, (128,), _FP32, (4,)),
+        Bar("90 % bf16", _BOTH, "bfloat16", 0.1, (1,), ("torch CSR",), (1.5,)),
+        Bar("90 % bf16", _BOTH, "bfloat16", 0.1, (1,), _TORCH, (3,)),
+    ),
+}  # fmt: skip
+BANDWIDTH_BAR = 0.9  # 2:4 and bitmask bf16 at one token, of what a plain read loop reaches

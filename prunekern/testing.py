@@ -1,0 +1,81 @@
+"""Inputs, tolerances, bytes and FLOPs: what tests and benchmarks share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekern import ops
+from prunekern.formats import DTYPES
+from prunekern.layouts import LAYOUTS, ONLY_DTYPE, Packed
+from prunekern.pruning.masks import nm_mask
+
+# (N, K) on and off every tile of every layout.
+SHAPES = ((1, 1), (3, 5), (16, 64), (17, 67), (33, 130), (64, 256), (100, 301), (256, 512))
+# M around every boundary between kernels: decode, panels, blocks of tokens.
+TOKENS = (1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 33, 41, 64, 70, 130)
+
+
+def random_weight(
+    kernel: str,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    density: float = 0.5,
+    seed: int = 0,
+) -> Tensor:
+    """A weight that the format takes: normal, scaled by K, zeros where it is pruned.
+
+    Args:
+        kernel: "2:4" (two of four kept), "csr" or "bitmask" (each kept with `density`).
+        N: out_features.
+        K: in_features.
+        dtype: Of the result.
+        density: Share of non-zeros; "2:4" has its own.
+        seed: Of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(N, K, generator=generator) / K**0.5
+    scores = torch.rand(N, K, generator=generator)
+    mask = nm_mask(scores, 2, 4) if kernel == "2:4" else scores < density
+    return weight.masked_fill(~mask, 0.0).to(dtype)
+
+
+def variants() -> list[tuple[str, str, torch.dtype]]:
+    """(stem, layout, dtype) of every op that runs here."""
+    return [
+        (stem, layout, dtype)
+        for stem, layouts in LAYOUTS.items()
+        for layout in layouts
+        for dtype in DTYPES
+        if (stem, layout) in ops.available() and ONLY_DTYPE.get(layout, dtype) == dtype
+    ]
+
+
+def max_error(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
+    """Largest deviation of y from the product in float64."""
+    exact = torch.nn.functional.linear(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    return (y.double() - exact).abs().max().item()
+
+
+def tolerance(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
+    """Twice the error of torch's dense product in the same dtype, and one rounding of the result.
+
+    The second term is for products whose dense result happens to round without error.
+    """
+    dense = torch.nn.functional.linear(x, weight, bias)
+    return 2 * max_error(dense, x, weight, bias) + torch.finfo(x.dtype).eps * max(
+        1.0, dense.abs().max().item()
+    )
+
+
+def weight_bytes(packed: Packed) -> int:
+    """Bytes that one product reads of the weight."""
+    return packed.nbytes
+
+
+def dense_flops(M: int, shape: tuple[int, int]) -> int:
+    """Floating point operations of the dense product: what "effective" rates are quoted in."""
+    return 2 * M * shape[0] * shape[1]
