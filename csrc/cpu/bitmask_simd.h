@@ -39,15 +39,18 @@ constexpr auto kExpandTable = [] {
             table[bits][lane] = bits >> lane & 1 ? static_cast<uint8_t>(next++) : kNone;
     return table;
 }();
-// The same in bytes of 16-bit values, for pshufb, which writes zero where the index has kNone.
-alignas(64) constexpr auto kExpandBytesTable = [] {
-    std::array<std::array<uint8_t, 16>, 256> table{};
+// The same for 16-bit values that end up in the high halves of 32-bit lanes: bf16 as fp32, or fp16
+// to be converted. For vpshufb, which writes zero where the index has kNone; both 128-bit halves
+// see all eight values.
+alignas(64) constexpr auto kExpandHalvesTable = [] {
+    std::array<std::array<uint8_t, 32>, 256> table{};
     for (int bits = 0; bits < 256; ++bits)
         for (int lane = 0; lane < 8; ++lane) {
             const uint8_t index = kExpandTable[bits][lane];
-            table[bits][2 * lane] = index == kNone ? kNone : static_cast<uint8_t>(2 * index);
-            table[bits][2 * lane + 1] =
-                index == kNone ? kNone : static_cast<uint8_t>(2 * index + 1);
+            const bool kept = index != kNone;
+            table[bits][4 * lane] = table[bits][4 * lane + 1] = kNone;
+            table[bits][4 * lane + 2] = kept ? static_cast<uint8_t>(2 * index) : kNone;
+            table[bits][4 * lane + 3] = kept ? static_cast<uint8_t>(2 * index + 1) : kNone;
         }
     return table;
 }();
@@ -71,9 +74,10 @@ PK_INLINE Vec expand_lanes(uint8_t bits, const typename E::T* values) {
         const Vec moved = _mm256_permutevar8x32_ps(load(values), index);
         return _mm256_blendv_ps(moved, zero(), as_float(index));  // kNone has the sign bit
     } else {
-        const __m128i index =
-            _mm_load_si128(reinterpret_cast<const __m128i*>(kExpandBytesTable[bits].data()));
-        return E::widen(_mm_shuffle_epi8(load_halves(values), index));
+        const IVec index = load_words(kExpandHalvesTable[bits].data());
+        const IVec halves =
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_halves(values)), index);
+        return E::from_high_halves(halves);
     }
 }
 PK_INLINE IVec compress_lines(uint8_t bits, IVec lines) {
@@ -108,10 +112,11 @@ struct PanelRows {
     static constexpr int kRows = kTileRows;
     static constexpr int kInputMultiple = kChunkInputs;
     static constexpr int kTermStride = 1;
-    static constexpr int kTermsPerInputs = 1;
+    static constexpr int kInputsPerTerm = 1;
 
     const Problem& p;
     const BitmaskWeight& w;
+    double density;
 
     using Cursor = int64_t;  // the next value
     Cursor start(int64_t tile) const { return w.offsets[tile]; }
@@ -147,20 +152,20 @@ struct PanelRows {
             chunk_lines = lines;
         }
         next += values - first;
+        prefetch_next(values, (values - first) * static_cast<int64_t>(sizeof(*values)));
+        prefetch_next(masks, ceil_div(k_end - k_begin, kChunkInputs) * kTileRows * 8);
     }
 };
 
 // Up to here expanding and multiplying the zeros too is quicker than driving by index; measured.
-inline int64_t decode_tokens(const Problem& p, const BitmaskWeight& w) {
-    const double density = static_cast<double>(w.offsets[ceil_div(p.N, kTileRows)]) /
-                           (static_cast<double>(p.N) * static_cast<double>(p.K));
-    return density < 0.2 ? 4 : 8;
-}
+inline int64_t decode_tokens(double density) { return density < 0.2 ? 4 : 8; }
 
 template <class E>
 void linear(const Problem& p, const BitmaskWeight& w) {
-    if (p.M > decode_tokens(p, w)) return panel_linear<E>(p, PanelRows<E>{p, w});
-    const int64_t stride = round_up(p.K, kChunkInputs);
+    const double density = static_cast<double>(w.offsets[ceil_div(p.N, kTileRows)]) /
+                           (static_cast<double>(p.N) * static_cast<double>(p.K));
+    if (p.M > decode_tokens(density)) return panel_linear<E>(p, PanelRows<E>{p, w, density});
+    const int64_t stride = token_stride<float>(round_up(p.K, kChunkInputs));
     Scratch<float> x(p.M * stride);
     widen_tokens<E>(p, x.get(), stride);
     decode<FloatLanes<E>, E>(p, w, x.get(), stride);

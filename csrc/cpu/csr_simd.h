@@ -4,7 +4,7 @@
 //   col_indices   row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
 //   crow_indices  where each row starts                          what is read beyond a row is unused
 //
-// One token: lanes are the kept weights of a row, x is gathered. More tokens: lanes are tokens, see
+// Few tokens: lanes are the kept weights of a row, x is gathered. More tokens: lanes are tokens, see
 // token_panel.h: a kept weight is broadcast, its column says which line of the panel it meets.
 //
 // Limit: 4 bytes a kept weight (16-bit values and columns), so at half density as much as dense, and
@@ -30,30 +30,47 @@ PK_INLINE IVec load_columns(const Column* p) {
         return load_words(p);
 }
 
-// One token: y[n] = sum over the row of value * x[column].
-template <class E, class Column>
-void decode_rows(const Problem& p, const CsrWeight& w, const float* x, int64_t begin,
-                 int64_t end) {
+constexpr int kDecodeTokens = 4;  // measured: gathering for each beats panels with idle lanes
+
+// T tokens: y[t][n] = sum over the row of value * x[t][column].
+template <class E, class Column, int T>
+void decode_rows(const Problem& p, const CsrWeight& w, const float* x, int64_t x_stride,
+                 int64_t begin, int64_t end) {
     using Elem = typename E::T;
     const auto* values = static_cast<const Elem*>(w.values);
     const auto* columns = static_cast<const Column*>(w.col_indices);
+    // One token's sum would wait for itself: four take turns.
+    constexpr int kSums = T == 1 ? 4 : 2;
     for (int64_t n = begin; n < end; ++n) {
         int64_t j = w.crow_indices[n];
         const int64_t row_end = w.crow_indices[n + 1];
-        constexpr int kSums = 4;
-        Vec acc[kSums] = {zero(), zero(), zero(), zero()};
-        for (; j + kSums * kLanes <= row_end; j += kSums * kLanes) {
-            prefetch(reinterpret_cast<const char*>(values + j) + kPrefetchBytes);
-            prefetch(reinterpret_cast<const char*>(columns + j) + kPrefetchBytes);
+        Vec acc[kSums][T];
+        for (auto& sums : acc)
+            for (auto& sum : sums) sum = zero();
+        const auto add_lanes = [&](Vec (&sums)[T], Vec weights) {
+            const IVec column = load_columns(columns + j);
 #pragma GCC unroll 4
-            for (int s = 0; s < kSums; ++s)
-                acc[s] = fmadd(E::load_lanes(values + j + s * kLanes),
-                               gather(x, load_columns(columns + j + s * kLanes)), acc[s]);
+            for (int t = 0; t < T; ++t)
+                sums[t] = fmadd(weights, gather(x + t * x_stride, column), sums[t]);
+        };
+        prefetch(reinterpret_cast<const char*>(values + j) + kPrefetchBytes);
+        prefetch(reinterpret_cast<const char*>(columns + j) + kPrefetchBytes);
+        while (j + kSums * kLanes <= row_end) {
+            prefetch(reinterpret_cast<const char*>(values + j) + kPrefetchBytes + 64);
+            prefetch(reinterpret_cast<const char*>(columns + j) + kPrefetchBytes + 64);
+#pragma GCC unroll 4
+            for (int s = 0; s < kSums; ++s, j += kLanes)
+                add_lanes(acc[s], E::load_lanes(values + j));
         }
-        float sum = reduce_add(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
-        for (; j < row_end; ++j) sum += load_one<E>(values + j) * x[columns[j]];
-        if (p.bias) sum += load_one<E>(static_cast<const Elem*>(p.bias) + n);
-        store_one<E>(static_cast<Elem*>(p.y) + n, sum);
+        for (; j + kLanes <= row_end; j += kLanes) add_lanes(acc[0], E::load_lanes(values + j));
+        // What lies beyond the row is the next row's, or padding: its columns are safe to gather.
+        if (j < row_end) add_lanes(acc[1], first_lanes(E::load_lanes(values + j), row_end - j));
+        for (int t = 0; t < T; ++t) {
+            for (int s = 1; s < kSums; ++s) acc[0][t] = add(acc[0][t], acc[s][t]);
+            float sum = reduce_add(acc[0][t]);
+            if (p.bias) sum += load_one<E>(static_cast<const Elem*>(p.bias) + n);
+            store_one<E>(static_cast<Elem*>(p.y) + t * p.N + n, sum);
+        }
     }
 }
 
@@ -63,10 +80,11 @@ struct PanelRows {
     static constexpr int kRows = 1;
     static constexpr int kInputMultiple = 1;
     static constexpr int kTermStride = 1;
-    static constexpr int kTermsPerInputs = 1;
+    static constexpr int kInputsPerTerm = 1;
 
     const Problem& p;
     const CsrWeight& w;
+    double density;
 
     using Cursor = int64_t;  // the row's next kept weight
     Cursor start(int64_t row) const { return w.crow_indices[row]; }
@@ -91,17 +109,25 @@ struct PanelRows {
         n = std::min(n, left);  // the lanes beyond the row's end are the next row's
         terms.counts[0] = static_cast<int>(n);
         next += n;
+        prefetch_next(values + n, n * static_cast<int64_t>(sizeof(*values)));
+        prefetch_next(columns + n, n * static_cast<int64_t>(sizeof(*columns)));
     }
 };
 
 template <class E, class Column>
 void linear(const Problem& p, const CsrWeight& w) {
-    if (p.M > 1) return panel_linear<E>(p, PanelRows<E, Column>{p, w});
-    Scratch<float> x(p.K);
-    widen_tokens<E>(p, x.get(), p.K);
-    const int64_t per_row = ceil_div(w.crow_indices[p.N], p.N) + 1;
+    const int64_t per_row = w.crow_indices[p.N] / p.N + 1;
+    if (p.M > kDecodeTokens) {
+        const double density = static_cast<double>(per_row) / static_cast<double>(p.K);
+        return panel_linear<E>(p, PanelRows<E, Column>{p, w, density});
+    }
+    const int64_t stride = token_stride<float>(p.K);
+    Scratch<float> x(p.M * stride);
+    widen_tokens<E>(p, x.get(), stride);
     parallel_for(p, p.N, kWeightsPerTask / per_row, [&](int64_t begin, int64_t end) {
-        decode_rows<E, Column>(p, w, x.get(), begin, end);
+        with_constant<kDecodeTokens>(static_cast<int>(p.M), [&](auto t) {
+            decode_rows<E, Column, t()>(p, w, x.get(), stride, begin, end);
+        });
     });
 }
 

@@ -52,6 +52,15 @@ void with_constant(int n, F&& f) {
     f(std::integral_constant<int, Max>{});
 }
 
+// Elements from one token's row of scratch to the next: a cache line more than a multiple of the page,
+// or all tokens' inputs k would fight for the same eight lines of L1.
+template <class T>
+constexpr int64_t token_stride(int64_t elems) {
+    constexpr int64_t kLine = 64 / sizeof(T), kPage = 4096 / sizeof(T);
+    return round_up(elems, kPage) - elems < kLine ? round_up(elems, kPage) + kLine
+                                                  : round_up(elems, kLine);
+}
+
 // Below this many weight elements, waking another thread costs more than it saves.
 constexpr int64_t kWeightsPerTask = 32 * 1024;
 

@@ -39,6 +39,9 @@ PK_INLINE IVec load_words(const void* p) { return _mm512_loadu_si512(p); }
 PK_INLINE void store_words(void* p, IVec v) { _mm512_storeu_si512(p, v); }
 PK_INLINE IVec broadcast_word(uint32_t v) { return _mm512_set1_epi32(static_cast<int>(v)); }
 PK_INLINE IVec add_words(IVec a, IVec b) { return _mm512_add_epi32(a, b); }
+PK_INLINE IVec lane_numbers() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
 PK_INLINE IVec sub_words(IVec a, IVec b) { return _mm512_sub_epi32(a, b); }
 PK_INLINE IVec mul_words(IVec a, IVec b) { return _mm512_mullo_epi32(a, b); }
 // How many lanes of a are below b, both signed.
@@ -46,8 +49,9 @@ PK_INLINE int count_less(IVec a, IVec b) {
     return _mm_popcnt_u32(_mm512_cmplt_epi32_mask(a, b));
 }
 PK_INLINE Vec gather(const float* p, IVec index) { return _mm512_i32gather_ps(index, p, 4); }
-PK_INLINE IVec lane_numbers() {
-    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+// v in the first n lanes, 0 < n <= kLanes, zero in the others.
+PK_INLINE Vec first_lanes(Vec v, int64_t n) {
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(0xffffU >> (kLanes - n)), v);
 }
 PK_INLINE IVec shift_right(IVec v, int bits) {
     return _mm512_srl_epi32(v, _mm_cvtsi32_si128(bits));
@@ -63,6 +67,7 @@ PK_INLINE Halves load_halves(const uint16_t* p) {
 }
 PK_INLINE IVec widen_u16(Halves v) { return _mm512_cvtepu16_epi32(v); }
 PK_INLINE Vec widen_f16(Halves v) { return _mm512_cvtph_ps(v); }
+PK_INLINE Halves high_halves(IVec v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)); }
 PK_INLINE void store_f16(uint16_t* p, Vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -106,6 +111,7 @@ PK_INLINE IVec load_words(const void* p) {
 PK_INLINE void store_words(void* p, IVec v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 PK_INLINE IVec broadcast_word(uint32_t v) { return _mm256_set1_epi32(static_cast<int>(v)); }
 PK_INLINE IVec add_words(IVec a, IVec b) { return _mm256_add_epi32(a, b); }
+PK_INLINE IVec lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 PK_INLINE IVec sub_words(IVec a, IVec b) { return _mm256_sub_epi32(a, b); }
 PK_INLINE IVec mul_words(IVec a, IVec b) { return _mm256_mullo_epi32(a, b); }
 PK_INLINE int count_less(IVec a, IVec b) {
@@ -113,7 +119,10 @@ PK_INLINE int count_less(IVec a, IVec b) {
     return _mm_popcnt_u32(static_cast<unsigned>(_mm256_movemask_ps(less)));
 }
 PK_INLINE Vec gather(const float* p, IVec index) { return _mm256_i32gather_ps(p, index, 4); }
-PK_INLINE IVec lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+PK_INLINE Vec first_lanes(Vec v, int64_t n) {
+    const IVec inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane_numbers());
+    return _mm256_and_ps(v, _mm256_castsi256_ps(inside));
+}
 PK_INLINE IVec shift_right(IVec v, int bits) {
     return _mm256_srl_epi32(v, _mm_cvtsi32_si128(bits));
 }
@@ -128,6 +137,10 @@ PK_INLINE Halves load_halves(const uint16_t* p) {
 }
 PK_INLINE IVec widen_u16(Halves v) { return _mm256_cvtepu16_epi32(v); }
 PK_INLINE Vec widen_f16(Halves v) { return _mm256_cvtph_ps(v); }
+PK_INLINE Halves high_halves(IVec v) {
+    const IVec low = _mm256_srli_epi32(v, 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+}
 PK_INLINE void store_f16(uint16_t* p, Vec v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -155,12 +168,14 @@ struct F32 {
 struct BF16 {
     using T = uint16_t;
     static PK_INLINE Vec widen(Halves v) { return low_bf16(widen_u16(v)); }
+    static PK_INLINE Vec from_high_halves(IVec v) { return as_float(v); }
     static PK_INLINE Vec load_lanes(const T* p) { return widen(load_halves(p)); }
     static PK_INLINE void store_lanes(T* p, Vec v) { store_bf16(p, v); }
 };
 struct F16 {
     using T = uint16_t;
     static PK_INLINE Vec widen(Halves v) { return widen_f16(v); }
+    static PK_INLINE Vec from_high_halves(IVec v) { return widen_f16(high_halves(v)); }
     static PK_INLINE Vec load_lanes(const T* p) { return widen(load_halves(p)); }
     static PK_INLINE void store_lanes(T* p, Vec v) { store_f16(p, v); }
 };
@@ -192,6 +207,12 @@ PK_INLINE void store_one(typename E::T* p, float v) {
 
 PK_INLINE void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+
+// Asks for the `bytes` from p on, which the next visit to this row or tile will read.
+PK_INLINE void prefetch_next(const void* p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64)
+        _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T1);
 }
 
 // How far ahead of the multiplication a stream of weights is asked for. Measured: 1 to 2 KB is worth

@@ -112,13 +112,15 @@ constexpr int kTokenBlock = 8;
 void decode(const Problem& p, const Sparse24Weight& w) {
     const int64_t chunks = ceil_div(p.K, kChunkInputs);
     const int64_t padded_K = chunks * kChunkInputs;
-    const int64_t table_stride = padded_K * 2;  // 16 words for 8 inputs
+    const int64_t table_stride = token_stride<uint32_t>(padded_K * 2);  // 16 words for 8 inputs
     Scratch<uint16_t> x(p.M * padded_K);
     pad_tokens(p, x.get(), padded_K);
     Scratch<uint32_t> tables(p.M * table_stride);
-    parallel_for(p, p.M * chunks, 1024, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin * kChunkInputs / 8; i < end * kChunkInputs / 8; ++i)
-            _mm512_store_si512(tables.get() + i * 16, pair_table(x.get() + i * 8));
+    const int64_t eights = padded_K / 8;
+    parallel_for(p, p.M * eights, 4096, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            _mm512_store_si512(tables.get() + i / eights * table_stride + i % eights * 16,
+                               pair_table(x.get() + i * 8));
     });
 
     const auto* values = static_cast<const uint32_t*>(w.values);
@@ -214,6 +216,9 @@ void prefill_rows(const Problem& p, const Sparse24Weight& w, const uint32_t* pan
                 const auto* values =
                     static_cast<const uint32_t*>(w.values) + first * kChunkGroups * kTileRows;
                 const auto* meta = static_cast<const uint32_t*>(w.meta) + first * kTileRows;
+                prefetch_next(values + some * kChunkGroups * kTileRows,
+                              int64_t{4} * some * kChunkGroups * kTileRows);
+                prefetch_next(meta + some * kTileRows, int64_t{4} * some * kTileRows);
                 for (int r = 0; r < kTileRows; ++r)
                     add_row<T>(values + r, meta + r, some, pairs.get(),
                                sums.get() + (i * kTileRows + r) * kWidth);

@@ -106,12 +106,12 @@ void decode_tile(const Problem& p, const typename E::T* values, const uint32_t* 
 template <class E>
 void decode(const Problem& p, const Sparse24Weight& w) {
     const int64_t chunks = ceil_div(p.K, kChunkInputs);
-    const int64_t x_stride = chunks * kChunkInputs;
+    const int64_t x_stride = token_stride<float>(chunks * kChunkInputs);
     Scratch<float> x(p.M * x_stride);
     widen_tokens<E>(p, x.get(), x_stride);
 
     using Elem = typename E::T;
-    const int64_t tile_values = chunks * kChunkInputs / 2 * kTileRows;
+    const int64_t tile_values = chunks * (kChunkInputs / 2) * kTileRows;
     parallel_for(
         p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
         [&](int64_t begin, int64_t end) {
@@ -136,10 +136,11 @@ struct PanelRows {
     static constexpr int kRows = kTileRows;
     static constexpr int kInputMultiple = kChunkInputs;
     static constexpr int kTermStride = kTileRows;
-    static constexpr int kTermsPerInputs = 2;  // at most one kept weight for two inputs
+    static constexpr int kInputsPerTerm = 2;  // at most one kept weight for two inputs
 
     const Problem& p;
     const Sparse24Weight& w;
+    double density = 0.5;
 
     struct Cursor {};
     Cursor start(int64_t) const { return {}; }
@@ -181,6 +182,9 @@ struct PanelRows {
                 offsets += 2 * kTileRows;
             }
         }
+        const int64_t read = ceil_div(k_end - k_begin, kChunkInputs) * kTileRows;
+        prefetch_next(values, read * (kChunkInputs / 2) * static_cast<int64_t>(sizeof(Elem)));
+        prefetch_next(meta, read * 4);
         const int count = static_cast<int>(ceil_div(k_end - k_begin, kChunkInputs)) *
                           (kChunkInputs / 2);
         for (int& n : terms.counts) n = count;

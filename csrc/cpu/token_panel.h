@@ -27,12 +27,14 @@ namespace {
 
 constexpr int kPanelVecs = 8;               // T at most: accumulators of one row
 constexpr int64_t kPanelBytes = 24 * 1024;  // of a 32 KB L1; the rest is terms and sums
+constexpr double kTermsPerVisit = 40;       // enough to pay for a visit to a row, measured
+constexpr int64_t kMaxBlockInputs = 1024;
 
 // The kept weights of one row tile between two inputs. Term j of row r is at j * kTermStride + r *
 // (kTermStride == 1 ? kMaxTerms : 1).
 template <class Rows>
 struct Terms {
-    static constexpr int kMaxTerms = 1024 / Rows::kTermsPerInputs + kLanes;
+    static constexpr int kMaxTerms = kMaxBlockInputs / Rows::kInputsPerTerm + kLanes;
     static constexpr int kRowStride = Rows::kTermStride == 1 ? kMaxTerms : 1;
     alignas(64) float weights[Rows::kRows * kMaxTerms];
     alignas(64) uint32_t offsets[Rows::kRows * kMaxTerms];  // bytes from the start of the panel
@@ -107,14 +109,21 @@ PK_INLINE void add_terms(const float* panel, const float* weights, const uint32_
     }
 }
 
+// Inputs of one block: as many as L1 holds; more, from L2, if a row would have too few terms in it.
+inline int64_t block_inputs(int64_t width, double density, int64_t multiple) {
+    const int64_t fitting = kPanelBytes / (width * 4);
+    const auto wanted = static_cast<int64_t>(kTermsPerVisit / std::max(density, 1e-3));
+    const int64_t inputs = std::min(density < 0.4 ? std::max(fitting, wanted) : fitting,
+                                    kMaxBlockInputs);
+    return std::max(inputs / multiple * multiple, multiple);
+}
+
 // All rows of tiles [tile_begin, tile_end) against one panel of `tokens` tokens, T vectors wide.
 template <class E, class Rows, int T>
 void panel_rows(const Problem& p, const Rows& rows, const float* panel, int64_t tile_begin,
                 int64_t tile_end, int64_t m0, int64_t tokens) {
     constexpr int64_t kWidth = T * kLanes;
-    constexpr int64_t kFitting = std::min<int64_t>(kPanelBytes / (kWidth * 4), 1024);
-    constexpr int64_t k_block = std::max<int64_t>(
-        kFitting / Rows::kInputMultiple * Rows::kInputMultiple, Rows::kInputMultiple);
+    const int64_t k_block = block_inputs(kWidth, rows.density, Rows::kInputMultiple);
     constexpr int64_t kBlockTiles = kRowBlock / Rows::kRows;
     Scratch<float> sums(kRowBlock * kWidth);
     auto terms = std::make_unique<Terms<Rows>>();
