@@ -96,9 +96,7 @@ _FAKE_PACKS = {"sparse24": _fake_sparse24_pack, "bitmask": _fake_bitmask_pack}
 OPS = _register()
 
 
-@functools.cache
-def cpu_isa() -> frozenset[str]:
-    """Variants that this CPU and operating system can run; "reference" always."""
+def _find_cpu_isa() -> frozenset[str]:
     if LIBRARY_ERROR is not None:
         return frozenset({"reference"})
     from prunekern import _C
@@ -106,10 +104,19 @@ def cpu_isa() -> frozenset[str]:
     return frozenset({"reference"} | {v for v, lacks in _C.cpu_variants().items() if not lacks})
 
 
-@functools.cache
+# Facts of this process, found once: torch.compile could not look into the functions that find them.
+_CPU_ISA = _find_cpu_isa()
+_AVAILABLE = frozenset(key for key in OPS if key[1] in _CPU_ISA)
+
+
+def cpu_isa() -> frozenset[str]:
+    """Variants that this CPU and operating system can run; "reference" always."""
+    return _CPU_ISA
+
+
 def available() -> frozenset[tuple[str, str]]:
     """(stem, layout) of every op that was built and runs on this CPU."""
-    return frozenset(key for key in OPS if key[1] in cpu_isa())
+    return _AVAILABLE
 
 
 def default_layout(stem: str, device: torch.device, dtype: torch.dtype) -> str:

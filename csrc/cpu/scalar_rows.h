@@ -35,7 +35,7 @@ void linear_by_rows(const Problem& p, Expand&& expand) {
             expand(n, terms);
             for (int64_t m = 0; m < p.M; ++m) {
                 const auto* x = static_cast<const Elem*>(p.x) + m * p.K;
-                constexpr size_t kBlock = 128;
+                constexpr size_t kBlock = 16;
                 float sum = 0;
                 for (size_t block = 0; block < terms.size(); block += kBlock) {
                     float part = 0;

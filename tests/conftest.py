@@ -1,0 +1,41 @@
+import os
+import warnings
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the tests may fetch
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+VOCABULARY = 128
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(1234)  # not a seed of random_weight: x and W must not be the same numbers
+
+
+def tiny_llama(**changes):
+    """Two layers, grouped queries: everything that a Llama has, in a few kilobytes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+@pytest.fixture
+def llama():
+    return tiny_llama
+
+
+def bits(t: torch.Tensor) -> torch.Tensor:
+    """For comparing to the bit: NaN equals itself, -0.0 is not +0.0."""
+    return t.contiguous().view(torch.uint8) if t.numel() else t

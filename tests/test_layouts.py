@@ -1,0 +1,105 @@
+import pytest
+import torch
+from conftest import bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunekern import ops
+from prunekern.formats import DTYPES, FORMATS, compress
+from prunekern.layouts import LAYOUTS, ONLY_DTYPE, layout_for, pack, pack_reference, unpack
+from prunekern.testing import random_weight
+
+CASES = [
+    (kernel, layout, dtype)
+    for kernel, cls in FORMATS.items()
+    for layout in LAYOUTS[cls.stem]
+    for dtype in DTYPES
+    if ONLY_DTYPE.get(layout, dtype) == dtype
+]
+
+
+def _ids(case):
+    return f"{case[0]}-{case[1]}-{str(case[2])[6:]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 50),
+    k=st.integers(1, 200),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_packers_agree_and_unpack_inverts(case, n, k, density, seed):
+    kernel, layout, dtype = case
+    c = compress(random_weight(kernel, n, k, dtype, density, seed), kernel)
+    packed, specified = pack(c, layout), pack_reference(c, layout)
+    for ours, wanted in zip(packed.tensors, specified.tensors, strict=True):
+        assert ours.shape == wanted.shape and ours.dtype == wanted.dtype
+        assert torch.equal(bits(ours), bits(wanted))
+    again = unpack(packed)
+    for name, tensor in c.tensors().items():
+        assert torch.equal(bits(again.tensors()[name]), bits(tensor)), name
+
+
+def test_sparse24_words_of_a_known_weight():
+    # Row 1 keeps inputs 0 and 3 of group 0, row 0 nothing, and so group 1 of both.
+    weight = torch.zeros(2, 8)
+    weight[1, 0], weight[1, 3] = 5, 6
+    c = compress(weight, "2:4")
+    values, meta = pack_reference(c, "avx2").tensors
+    assert values.shape == (1, 8, 2, 8) and meta.shape == (1, 1, 8)
+    assert values[0, 0, :, 1].tolist() == [5, 6]
+    assert meta[0, 0, 1] & 0xFF == 0x4C and meta[0, 0, 0] & 0xFF == 0x44
+    _, pairs = pack_reference(compress(weight.bfloat16(), "2:4"), "avx512bf16").tensors
+    assert pairs[0, 0, 1] & 0xFF == 0x82  # pair (0, 3) is code 2; odd groups have 8 added
+
+
+def test_bitmask_order_is_tile_chunk_row():
+    weight = torch.zeros(2, 65)
+    weight[0, 0], weight[0, 64], weight[1, 3] = 1, 2, 3
+    values, words, offsets = pack_reference(compress(weight, "bitmask"), "avx2").tensors
+    assert values.tolist() == [1, 3, 2] + [0] * 64
+    assert words[0].tolist() == [[1, 8, 0, 0], [1, 0, 0, 0]]
+    assert offsets.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype", "wanted"),
+    [
+        ({"scalar", "avx2", "avx512", "avx512bf16"}, torch.bfloat16, "avx512bf16"),
+        ({"scalar", "avx2", "avx512", "avx512bf16"}, torch.float16, "avx512"),
+        ({"scalar", "avx2", "avx512"}, torch.bfloat16, "avx512"),
+        ({"scalar", "avx2"}, torch.float32, "avx2"),
+        ({"scalar"}, torch.float32, "scalar"),
+        (set(), torch.float32, "reference"),
+    ],
+)
+def test_layout_for_takes_the_best_that_runs(isa, dtype, wanted):
+    everything = frozenset((s, v) for s, vs in LAYOUTS.items() for v in vs)
+    facts = {"isa": frozenset(isa), "dtype": dtype}
+    assert layout_for("sparse24", device="cpu", available=everything, **facts) == wanted
+    assert layout_for("sparse24", device="cuda", available=everything, **facts) == "reference"
+    assert layout_for("sparse24", device="cpu", available=frozenset(), **facts) == "reference"
+
+
+def test_unknown_layouts_are_refused():
+    c = compress(torch.eye(4), "csr")
+    with pytest.raises(ValueError, match="layout of csr must be one of avx512, .*got 'sm80'"):
+        pack(c, "sm80")
+    with pytest.raises(ValueError, match="avx512bf16 must have torch.bfloat16 weights"):
+        pack(compress(torch.eye(4), "bitmask"), "avx512bf16")
+
+
+@pytest.mark.skipif(ops.LIBRARY_ERROR is not None, reason="no compiled ops")
+def test_packers_refuse_what_does_not_fit():
+    c = compress(random_weight("bitmask", 8, 70, torch.float32), "bitmask")
+    with pytest.raises(RuntimeError, match="bits set in bitmask must be as many as values"):
+        torch.ops.prunekern.bitmask_pack_avx2(c.values[:-1].clone(), c.bitmask, 8, 70)
+    with pytest.raises(RuntimeError, match="bitmask must have the shape"):
+        torch.ops.prunekern.bitmask_pack_avx2(c.values, c.bitmask, 9, 70)
+    d = compress(random_weight("2:4", 8, 70, torch.float32), "2:4")
+    with pytest.raises(RuntimeError, match="values must have the shape"):
+        torch.ops.prunekern.sparse24_pack_avx2(d.values, d.meta, 8, 700)
+    with pytest.raises(RuntimeError, match="values must be bfloat16, got Float"):
+        torch.ops.prunekern.sparse24_pack_avx512bf16(d.values, d.meta, 8, 70)
