@@ -17,8 +17,12 @@ CELLS: list[dict] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--isa", choices=("avx2", "avx512bf16"), default=None,
-                     help="kind of machine whose bars count; what this CPU has by default")
+    parser.addoption(
+        "--isa",
+        choices=("avx2", "avx512bf16"),
+        default=None,
+        help="kind of machine whose bars count; what this CPU has by default",
+    )
     parser.addoption("--results", default=None,
                      help="write benchmarks/results/<name>.json and .md")  # fmt: skip
 

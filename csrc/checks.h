@@ -42,8 +42,7 @@ inline DType dtype_of(const char* op, const char* what, const Tensor& t) {
         case ScalarType::Float: return DType::kFloat32;
         case ScalarType::BFloat16: return DType::kBFloat16;
         case ScalarType::Half: return DType::kFloat16;
-        default:
-            fail(op, what, "be float32, bfloat16 or float16", name_of(t.scalar_type()));
+        default: fail(op, what, "be float32, bfloat16 or float16", name_of(t.scalar_type()));
     }
 }
 

@@ -2,7 +2,8 @@
 // Built against torch's stable ABI, so that one build serves many versions of torch.
 //
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
-//   <format>_pack_<variant>     canonical tensors -> packed tensors; prunekern/layouts.py draws both
+//   <format>_pack_<variant>     canonical tensors -> packed tensors; prunekern/layouts.py draws
+//   both
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -12,20 +13,20 @@
 #include "cpu/isa.h"
 #include "kernels.h"
 
-#define LINEAR24(variant)                                                                       \
-    m.def("sparse24_linear_" #variant "(Tensor x, Tensor values, Tensor meta, Tensor? bias, "   \
+#define LINEAR24(variant)                                                                     \
+    m.def("sparse24_linear_" #variant "(Tensor x, Tensor values, Tensor meta, Tensor? bias, " \
           "int out_features, int in_features) -> Tensor")
-#define LINEAR_BITMASK(variant)                                                                 \
-    m.def("bitmask_linear_" #variant "(Tensor x, Tensor values, Tensor bitmask, "               \
+#define LINEAR_BITMASK(variant)                                                   \
+    m.def("bitmask_linear_" #variant "(Tensor x, Tensor values, Tensor bitmask, " \
           "Tensor offsets, Tensor? bias, int out_features, int in_features) -> Tensor")
-#define LINEAR_CSR(variant)                                                                     \
-    m.def("csr_linear_" #variant "(Tensor x, Tensor values, Tensor col_indices, "               \
+#define LINEAR_CSR(variant)                                                       \
+    m.def("csr_linear_" #variant "(Tensor x, Tensor values, Tensor col_indices, " \
           "Tensor crow_indices, Tensor? bias, int out_features, int in_features) -> Tensor")
-#define PACK24(variant)                                                                         \
-    m.def("sparse24_pack_" #variant "(Tensor values, Tensor meta, int out_features, "           \
+#define PACK24(variant)                                                               \
+    m.def("sparse24_pack_" #variant "(Tensor values, Tensor meta, int out_features, " \
           "int in_features) -> (Tensor, Tensor)")
-#define PACK_BITMASK(variant)                                                                   \
-    m.def("bitmask_pack_" #variant "(Tensor values, Tensor bitmask, int out_features, "         \
+#define PACK_BITMASK(variant)                                                           \
+    m.def("bitmask_pack_" #variant "(Tensor values, Tensor bitmask, int out_features, " \
           "int in_features) -> (Tensor, Tensor, Tensor)")
 
 STABLE_TORCH_LIBRARY(prunekern, m) {
@@ -101,8 +102,7 @@ Tensor linear(const char* op, const Tensor& x, const Tensor& values,
     const int64_t dim = x.dim();
     if (dim < 1 || dim > kMaxDims) fail(op, "x", "have 1 to 16 dimensions", dim);
     if (x.size(dim - 1) != K)
-        fail(op, "the last dimension of x", "be in_features = " + std::to_string(K),
-             shape_of(x));
+        fail(op, "the last dimension of x", "be in_features = " + std::to_string(K), shape_of(x));
     if (values.scalar_type() != x.scalar_type())
         fail(op, "x", std::string("have the weight's dtype ") + name_of(values.scalar_type()),
              name_of(x.scalar_type()));
@@ -211,8 +211,7 @@ Tensor bitmask_linear(const Tensor& x, const Tensor& values, const Tensor& bitma
     if (V.tile_rows == 1)
         check_packed(op, "bitmask", bitmask, ScalarType::Byte, {N, ceil_div(K, 8)});
     else
-        check_packed(op, "bitmask", bitmask, ScalarType::Long,
-                     {T, ceil_div(K, 64), V.tile_rows});
+        check_packed(op, "bitmask", bitmask, ScalarType::Long, {T, ceil_div(K, 64), V.tile_rows});
     const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
     const int64_t padding = V.tile_rows == 1 ? 0 : kValuesPadding;
     check_packed(op, "values", values, values.scalar_type(), {starts[T] + padding});
@@ -279,22 +278,20 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
 
 // ------------------------------------------------------------------------------------- variants
 
-#define SPARSE24(variant, isa, tile_rows, pair_codes)                                            \
-    constexpr Sparse24Variant k24_##variant{"sparse24_linear_" #variant,                         \
-                                            "sparse24_pack_" #variant,                           \
-                                            isa,                                                 \
-                                            sparse24_linear_##variant,                           \
-                                            tile_rows,                                           \
-                                            pair_codes}
-#define BITMASK(variant, isa, tile_rows, only_bf16)                                              \
-    constexpr BitmaskVariant kBitmask_##variant{"bitmask_linear_" #variant,                      \
-                                                "bitmask_pack_" #variant,                        \
-                                                isa,                                             \
-                                                bitmask_linear_##variant,                        \
-                                                tile_rows,                                       \
-                                                only_bf16}
-#define CSR(variant, isa, padding)                                                               \
-    constexpr CsrVariant kCsr_##variant{"csr_linear_" #variant, isa, csr_linear_##variant, padding}
+#define SPARSE24(variant, isa, tile_rows, pair_codes)                                           \
+    constexpr Sparse24Variant k24_##variant {                                                   \
+        "sparse24_linear_" #variant, "sparse24_pack_" #variant, isa, sparse24_linear_##variant, \
+            tile_rows, pair_codes                                                               \
+    }
+#define BITMASK(variant, isa, tile_rows, only_bf16)                                          \
+    constexpr BitmaskVariant kBitmask_##variant {                                            \
+        "bitmask_linear_" #variant, "bitmask_pack_" #variant, isa, bitmask_linear_##variant, \
+            tile_rows, only_bf16                                                             \
+    }
+#define CSR(variant, isa, padding)                                 \
+    constexpr CsrVariant kCsr_##variant {                          \
+        "csr_linear_" #variant, isa, csr_linear_##variant, padding \
+    }
 
 SPARSE24(scalar, Isa::kScalar, 0, false);
 BITMASK(scalar, Isa::kScalar, 1, false);

@@ -7,6 +7,7 @@
 See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from prunekern.formats import compress, decompress, nbytes, validate
@@ -43,7 +44,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Comparing needs transformers, which takes seconds to import; pruning and running do not.
     if name == "compare":
-        from prunekern.compare import compare
-
-        return compare
+        return importlib.import_module("prunekern.compare")
     raise AttributeError(f"module 'prunekern' has no attribute {name!r}")

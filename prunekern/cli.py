@@ -35,7 +35,9 @@ def compare(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, by commas.")
     ] = "float32,bfloat16",
-    threads: Annotated[int | None, typer.Option(help="Of torch; its own choice if left out.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of torch; its own choice if left out.")
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help="File to measure perplexity on; Python's own documentation.")
     ] = None,
@@ -66,7 +68,9 @@ def compare(
         console.print(table)
     for sentence in result.verdict:
         console.print(f"* {sentence}", highlight=False)
-    console.print(f"\nwritten: {', '.join(str(out / f'compare.{e}') for e in ('json', 'md', 'html'))}")
+    console.print(
+        f"\nwritten: {', '.join(str(out / f'compare.{e}') for e in ('json', 'md', 'html'))}"
+    )
 
 
 @app.command()

@@ -56,9 +56,7 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
     table = {}
     for stem, layouts in LAYOUTS.items():
         fragment.define(f"{stem}_linear_reference{_SCHEMAS[stem]}")
-        fragment.impl(
-            f"{stem}_linear_reference", _REFERENCES[stem], "CompositeExplicitAutograd"
-        )
+        fragment.impl(f"{stem}_linear_reference", _REFERENCES[stem], "CompositeExplicitAutograd")
         for layout in layouts:
             name = f"{stem}_linear_{layout}"
             if hasattr(torch.ops.prunekern, name):
@@ -121,9 +119,7 @@ def available() -> frozenset[tuple[str, str]]:
 
 def default_layout(stem: str, device: torch.device, dtype: torch.dtype) -> str:
     """The layout that `layout_for` takes on this machine."""
-    return _layout_for(
-        stem, device=device.type, isa=cpu_isa(), dtype=dtype, available=available()
-    )
+    return _layout_for(stem, device=device.type, isa=cpu_isa(), dtype=dtype, available=available())
 
 
 def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload:
@@ -181,8 +177,6 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
         RuntimeError: A wrong dtype, device or shape; the message says what was expected.
     """
     op = op_for(packed.stem, packed.layout, "linear")
-    if torch.is_grad_enabled() and (
-        x.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return linear_with_grad(x, bias, op, packed)
     return op(x, *packed.tensors, bias, *packed.shape)

@@ -28,7 +28,12 @@ def linear(x: Tensor, canonical: Canonical, bias: Tensor | None = None) -> Tenso
 
 
 def sparse24_linear(
-    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, out_features: int, in_features: int
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
 ) -> Tensor:
     """2:4, see `linear`."""
     shape = (out_features, in_features)

@@ -168,7 +168,9 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
     layers = []
     for name in names:
         sparse = model.get_submodule(name)
-        linear = dense.setdefault(sparse, sparse.to_linear()) if sparse not in dense else dense[sparse]
+        linear = (
+            dense.setdefault(sparse, sparse.to_linear()) if sparse not in dense else dense[sparse]
+        )
         size = linear.weight.numel() * linear.weight.element_size()
         shape = tuple(linear.weight.shape)
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))

@@ -63,7 +63,9 @@ def test_round_trip_is_exact_to_the_bit(case):
 def test_nan_payload_survives():
     payload = torch.tensor([[0x7FC00123, 0, -0x3FFEDD, 0]], dtype=torch.int32).view(torch.float32)
     for kernel in FORMATS:
-        assert torch.equal(decompress(compress(payload, kernel)).view(torch.int32), payload.view(torch.int32))
+        assert torch.equal(
+            decompress(compress(payload, kernel)).view(torch.int32), payload.view(torch.int32)
+        )
 
 
 def test_meta_of_a_known_weight():

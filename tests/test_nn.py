@@ -43,9 +43,13 @@ def test_swapped_model_computes_the_same(llama, ids, kernel, dtype):
     dense, sparse = pruned(llama, kernel, dtype, attention_bias=True)
     assert sum(isinstance(m, SparseLinear) for m in sparse.modules()) == 14
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
-    torch.testing.assert_close(logits(sparse, ids), logits(dense, ids), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        logits(sparse, ids), logits(dense, ids), atol=tolerance, rtol=tolerance
+    )
     mask = torch.ones_like(ids)
-    out = sparse.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    out = sparse.generate(
+        ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0
+    )
     assert out.shape == (2, 23)
 
 
@@ -87,7 +91,9 @@ def test_loading_damage_names_the_layer_and_changes_nothing(llama, ids):
     state = model.state_dict()
     key = "model.layers.1.mlp.up_proj.col_indices"
     state[key] = (state[key].int() + 60).to(torch.uint16)
-    with pytest.raises(RuntimeError, match=r"layers\.1\.mlp\.up_proj: col_indices must lie in 0\.\.63"):
+    with pytest.raises(
+        RuntimeError, match=r"layers\.1\.mlp\.up_proj: col_indices must lie in 0\.\.63"
+    ):
         model.load_state_dict(state)
     assert torch.equal(logits(model, ids), wanted)
     del state[key]
@@ -101,7 +107,9 @@ def test_to_dtype_packs_anew(llama, ids):
     layer = sparse.model.layers[0].self_attn.q_proj
     assert layer.dtype == torch.bfloat16 and layer.weight.dtype == torch.bfloat16
     assert torch.equal(layer.weight, dense.model.layers[0].self_attn.q_proj.weight.bfloat16())
-    torch.testing.assert_close(logits(sparse, ids), logits(dense.bfloat16(), ids), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(
+        logits(sparse, ids), logits(dense.bfloat16(), ids), atol=2e-2, rtol=2e-2
+    )
     with pytest.raises(ValueError, match="got meta"):
         layer.to("meta")
 
@@ -214,7 +222,9 @@ def test_bad_input_is_refused_before_anything_changes(llama):
 def test_swapping_twice_is_refused(llama):
     model = llama()
     prunekern.replace_linears(model, "csr")
-    with pytest.raises(ValueError, match=r"must be dense, got a SparseLinear \(csr\); call .*restore"):
+    with pytest.raises(
+        ValueError, match=r"must be dense, got a SparseLinear \(csr\); call .*restore"
+    ):
         prunekern.replace_linears(model, "2:4")
 
 
@@ -239,7 +249,9 @@ def test_all_left_dense_is_not_silent(llama):
 
 def test_layer_under_two_names_is_swapped_at_both():
     shared = nn.Linear(16, 8)
-    model = nn.ModuleDict({"a": nn.ModuleDict({"q_proj": shared}), "b": nn.ModuleDict({"q_proj": shared})})
+    model = nn.ModuleDict(
+        {"a": nn.ModuleDict({"q_proj": shared}), "b": nn.ModuleDict({"q_proj": shared})}
+    )
     prunekern.replace_linears(model, "bitmask", targets="q_proj")
     assert model["a"]["q_proj"] is model["b"]["q_proj"]
     assert isinstance(model["a"]["q_proj"], SparseLinear)

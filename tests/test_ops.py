@@ -92,7 +92,9 @@ def test_any_strides_and_dimensions(variant):
     assert y.shape == (2, 3, 5, 20)
     assert torch.equal(ops.linear(x.transpose(0, 2), packed), y.transpose(0, 2))
     wide = torch.randn(4, 80).to(dtype)
-    assert torch.equal(ops.linear(wide[:, 7:43], packed), ops.linear(wide[:, 7:43].contiguous(), packed))
+    assert torch.equal(
+        ops.linear(wide[:, 7:43], packed), ops.linear(wide[:, 7:43].contiguous(), packed)
+    )
     assert torch.equal(ops.linear(x[0, 0, 0], packed), ops.linear(x[0, 0, :1], packed)[0])
     assert ops.linear(x[:, :0], packed).shape == (2, 0, 5, 20)
 
@@ -192,7 +194,10 @@ def test_bad_arguments_are_named(variant):
         ((x.to(other), *t, None, 20, 36), "x must have the weight's dtype"),
         ((x.double(), *t, None, 20, 36), "x must be float32, bfloat16 or float16, got Double"),
         ((torch.tensor(1.0).to(dtype), *t, None, 20, 36), "x must have 1 to 16 dimensions"),
-        ((x, *t, torch.zeros(19).to(dtype), 20, 36), r"bias must have the shape \[20\].*got \[19\]"),
+        (
+            (x, *t, torch.zeros(19).to(dtype), 20, 36),
+            r"bias must have the shape \[20\].*got \[19\]",
+        ),
         ((x, *t, torch.zeros(20).to(other), 20, 36), "bias must be"),
         ((x, *t, None, 200, 36), "must have the shape"),
         ((x, *t, None, 0, 36), "out_features must be at least 1"),

@@ -76,7 +76,9 @@ def test_global_threshold_over_layers_is_exact_with_ties():
 
 
 def model():
-    return nn.ModuleDict({"q_proj": nn.Linear(16, 8), "v_proj": nn.Linear(16, 4), "out": nn.Linear(4, 4)})
+    return nn.ModuleDict(
+        {"q_proj": nn.Linear(16, 8), "v_proj": nn.Linear(16, 4), "out": nn.Linear(4, 4)}
+    )
 
 
 def test_two_four_by_magnitude():
@@ -126,7 +128,10 @@ def test_scopes_of_unstructured(scope):
         ({"pattern": "unstructured", "sparsity": -0.1}, "sparsity must be in"),
         ({"pattern": "unstructured", "sparsity": float("nan")}, "sparsity must be in"),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity of 2:4 must be 0.5 or left out, got 0.6"),
-        ({"targets": "k_proj"}, "must match a Linear layer, got 'k_proj'; there are out, q_proj, v_proj"),
+        (
+            {"targets": "k_proj"},
+            "must match a Linear layer, got 'k_proj'; there are out, q_proj, v_proj",
+        ),
         ({"targets": ()}, "one or more names"),
         ({"targets": "re:("}, "valid regular expressions"),
     ],

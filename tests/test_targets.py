@@ -9,7 +9,9 @@ def test_names_suffixes_expressions_and_all_linear(llama):
     assert list(match_modules(model, "layers.1.self_attn.k_proj")) == [
         "model.layers.1.self_attn.k_proj"
     ]
-    assert list(match_modules(model, "model.layers.0.mlp.up_proj")) == ["model.layers.0.mlp.up_proj"]
+    assert list(match_modules(model, "model.layers.0.mlp.up_proj")) == [
+        "model.layers.0.mlp.up_proj"
+    ]
     assert len(match_modules(model, r"re:.*layers\.0\.mlp\..*")) == 3
     everything = match_modules(model, "all-linear")
     assert len(everything) == 14 and "lm_head" not in everything

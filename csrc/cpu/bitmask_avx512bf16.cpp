@@ -1,8 +1,8 @@
 // y[M,N] = x[M,K] W[N,K]^T with W as bitmask + kept values, bf16, on AVX512-BF16 and VBMI2.
 //
-// Few tokens: bitmask_decode.h with 32 inputs a vector: vpexpandw spreads the kept values, vdpbf16ps
-// multiplies. Many tokens: "load sparse, compute dense". The rows of a tile are expanded to a small
-// dense buffer in L1, and a dense kernel runs on it with tokens in lanes:
+// Few tokens: bitmask_decode.h with 32 inputs a vector: vpexpandw spreads the kept values,
+// vdpbf16ps multiplies. Many tokens: "load sparse, compute dense". The rows of a tile are expanded
+// to a small dense buffer in L1, and a dense kernel runs on it with tokens in lanes:
 //
 //     dense[row][pair]     4 rows of one to eight chunks, bf16               1 to 4 KB, in L1
 //     panel[pair][token]   x as pairs (bf16_pairs.h), T vectors of tokens   24 KB at most
@@ -41,7 +41,7 @@ struct PairLanes {
     }
 };
 
-constexpr int kVecs = 6;            // 4 rows x 6 vectors of sums, of 32 registers
+constexpr int kVecs = 6;  // 4 rows x 6 vectors of sums, of 32 registers
 // Chunks expanded at a time: a panel of 16 KB for 16 tokens, of at most 24 KB for 96.
 template <int T>
 constexpr int kBlockChunks = T <= 2 ? 8 / T : 2;
@@ -49,8 +49,8 @@ template <int T>
 constexpr int kBlockPairs = kBlockChunks<T> * kChunkInputs / 2;
 constexpr int64_t kDecodeTokens = 12;  // measured
 
-// sums[4][T vectors] += 4 dense rows of up to kBlockPairs pairs times the panel. Few vectors leave too few
-// sums to hide the latency of a dot: the pairs are then split over kWays.
+// sums[4][T vectors] += 4 dense rows of up to kBlockPairs pairs times the panel. Few vectors leave
+// too few sums to hide the latency of a dot: the pairs are then split over kWays.
 template <int T>
 PK_INLINE void add_tile(const uint32_t* dense, const uint32_t* panel, int pairs, float* sums) {
     constexpr int kWays = T == 1 ? 4 : T == 2 ? 2 : 1;
@@ -77,8 +77,7 @@ PK_INLINE void add_tile(const uint32_t* dense, const uint32_t* panel, int pairs,
     }
     for (int r = 0; r < kTileRows; ++r)
         for (int t = 0; t < T; ++t) {
-            for (int way = 1; way < kWays; ++way)
-                acc[0][r][t] = add(acc[0][r][t], acc[way][r][t]);
+            for (int way = 1; way < kWays; ++way) acc[0][r][t] = add(acc[0][r][t], acc[way][r][t]);
             float* sum = sums + (r * T + t) * kLanes;
             store(sum, add(load(sum), acc[0][r][t]));
         }
@@ -120,8 +119,8 @@ void prefill_rows(const Problem& p, const BitmaskWeight& w, const uint32_t* pane
             }
         }
         const int64_t n0 = block * kTileRows;
-        write_sums<BF16>(p, sums.get(), kWidth, n0,
-                         std::min<int64_t>(tiles * kTileRows, p.N - n0), m0, tokens);
+        write_sums<BF16>(p, sums.get(), kWidth, n0, std::min<int64_t>(tiles * kTileRows, p.N - n0),
+                         m0, tokens);
     }
 }
 
@@ -132,11 +131,10 @@ void bitmask_linear_avx512bf16(const Problem& p, const BitmaskWeight& w) {
     using namespace bitmask;
     const int64_t padded_K = round_up(p.K, kChunkInputs);
     if (p.M > kDecodeTokens) {
-        for_each_pair_panel<kVecs>(p, padded_K, kTileRows,
-                                   [&](auto t, const uint32_t* panel, int64_t begin, int64_t end,
-                                       int64_t m0, int64_t tokens) {
-                                       prefill_rows<t()>(p, w, panel, begin, end, m0, tokens);
-                                   });
+        for_each_pair_panel<kVecs>(
+            p, padded_K, kTileRows,
+            [&](auto t, const uint32_t* panel, int64_t begin, int64_t end, int64_t m0,
+                int64_t tokens) { prefill_rows<t()>(p, w, panel, begin, end, m0, tokens); });
         return;
     }
     const int64_t stride = token_stride<uint16_t>(padded_K);

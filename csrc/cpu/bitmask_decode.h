@@ -2,10 +2,12 @@
 //
 //   one row tile (4 rows), one chunk (64 inputs):
 //
-//     bitmask   row 0 | row 1 | row 2 | row 3          64-bit words; bit j: weight j of the chunk kept
-//     values    row 0 ... | row 1 ... | row 2 .. | row 3 ....    as many as there are bits, no gaps
+//     bitmask   row 0 | row 1 | row 2 | row 3          64-bit words; bit j: weight j of the chunk
+//     kept values    row 0 ... | row 1 ... | row 2 .. | row 3 ....    as many as there are bits, no
+//     gaps
 //
-//     expand    bits     1 0 0 1 1 0 1 0 ...           one instruction on AVX-512, a 256-entry table
+//     expand    bits     1 0 0 1 1 0 1 0 ...           one instruction on AVX-512, a 256-entry
+//     table
 //               values   a b c d e ...                 of shuffles on AVX2
 //               vector   a 0 0 b c 0 d 0 ...           then a dense multiply-add with x
 //
@@ -91,32 +93,31 @@ template <class Lanes, class E>
 void decode(const Problem& p, const BitmaskWeight& w, const typename Lanes::X* x,
             int64_t x_stride) {
     const int64_t chunks = ceil_div(p.K, kChunkInputs);
-    parallel_for(
-        p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
-        [&](int64_t begin, int64_t end) {
-            for (int64_t tile = begin; tile < end; ++tile) {
-                const auto* values =
-                    static_cast<const typename Lanes::Elem*>(w.values) + w.offsets[tile];
-                const auto* masks =
-                    static_cast<const uint64_t*>(w.bitmask) + tile * chunks * kTileRows;
-                const int64_t passes = ceil_div(p.M, Lanes::kMaxTokens);
-                for (int64_t i = 0; i < passes; ++i) {
-                    const int64_t m = i * p.M / passes;
-                    const int tokens = static_cast<int>((i + 1) * p.M / passes - m);
-                    with_constant<Lanes::kMaxTokens>(tokens, [&](auto t) {
-                        // As many rows as leave all sums in registers.
-                        constexpr int kRows =
-                            std::clamp(Lanes::kMaxSums / t(), 1, kTileRows) == 3
-                                ? 2
-                                : std::clamp(Lanes::kMaxSums / t(), 1, kTileRows);
-                        for (int r0 = 0; r0 < kTileRows; r0 += kRows)
-                            decode_rows<Lanes, E, kRows, t()>(p, values, masks, r0,
-                                                              tile * kTileRows, x + m * x_stride,
-                                                              x_stride, m);
-                    });
-                }
-            }
-        });
+    parallel_for(p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
+                 [&](int64_t begin, int64_t end) {
+                     for (int64_t tile = begin; tile < end; ++tile) {
+                         const auto* values =
+                             static_cast<const typename Lanes::Elem*>(w.values) + w.offsets[tile];
+                         const auto* masks =
+                             static_cast<const uint64_t*>(w.bitmask) + tile * chunks * kTileRows;
+                         const int64_t passes = ceil_div(p.M, Lanes::kMaxTokens);
+                         for (int64_t i = 0; i < passes; ++i) {
+                             const int64_t m = i * p.M / passes;
+                             const int tokens = static_cast<int>((i + 1) * p.M / passes - m);
+                             with_constant<Lanes::kMaxTokens>(tokens, [&](auto t) {
+                                 // As many rows as leave all sums in registers.
+                                 constexpr int kRows =
+                                     std::clamp(Lanes::kMaxSums / t(), 1, kTileRows) == 3
+                                         ? 2
+                                         : std::clamp(Lanes::kMaxSums / t(), 1, kTileRows);
+                                 for (int r0 = 0; r0 < kTileRows; r0 += kRows)
+                                     decode_rows<Lanes, E, kRows, t()>(
+                                         p, values, masks, r0, tile * kTileRows, x + m * x_stride,
+                                         x_stride, m);
+                             });
+                         }
+                     }
+                 });
 }
 
 }  // namespace bitmask

@@ -48,16 +48,14 @@ int64_t bitmask_pack(const BitmaskPack& p) {
                 const int64_t kept = std::popcount(bits);
                 p.packed_bitmask[(t * chunks + c) * kTileRows + r] = bits;
                 if (kept > 0)
-                    std::memcpy(out + packed * p.element_bytes,
-                                values + next[r] * p.element_bytes,
+                    std::memcpy(out + packed * p.element_bytes, values + next[r] * p.element_bytes,
                                 static_cast<size_t>(kept * p.element_bytes));
                 next[r] += kept;
                 packed += kept;
             }
     }
     p.offsets[tiles] = packed;
-    std::memset(out + packed * p.element_bytes, 0,
-                static_cast<size_t>(kPadding * p.element_bytes));
+    std::memset(out + packed * p.element_bytes, 0, static_cast<size_t>(kPadding * p.element_bytes));
     return packed;
 }
 

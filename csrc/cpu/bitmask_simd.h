@@ -81,8 +81,7 @@ PK_INLINE Vec expand_lanes(uint8_t bits, const typename E::T* values) {
     }
 }
 PK_INLINE IVec compress_lines(uint8_t bits, IVec lines) {
-    return _mm256_permutevar8x32_epi32(lines,
-                                       _mm256_cvtepu8_epi32(load_row(kCompressTable[bits])));
+    return _mm256_permutevar8x32_epi32(lines, _mm256_cvtepu8_epi32(load_row(kCompressTable[bits])));
 }
 using LaneBits = uint8_t;
 

@@ -2,13 +2,14 @@
 //
 //   values        row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
 //   col_indices   row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
-//   crow_indices  where each row starts                          what is read beyond a row is unused
+//   crow_indices  where each row starts                          what is read beyond a row is
+//   unused
 //
-// Few tokens: lanes are the kept weights of a row, x is gathered. More tokens: lanes are tokens, see
-// token_panel.h: a kept weight is broadcast, its column says which line of the panel it meets.
+// Few tokens: lanes are the kept weights of a row, x is gathered. More tokens: lanes are tokens,
+// see token_panel.h: a kept weight is broadcast, its column says which line of the panel it meets.
 //
-// Limit: 4 bytes a kept weight (16-bit values and columns), so at half density as much as dense, and
-// memory gains nothing; one gathered element a cycle binds at one token and high sparsity. More
+// Limit: 4 bytes a kept weight (16-bit values and columns), so at half density as much as dense,
+// and memory gains nothing; one gathered element a cycle binds at one token and high sparsity. More
 // tokens: one multiply-add a kept weight and vector of tokens.
 #pragma once
 #include <algorithm>
@@ -47,7 +48,7 @@ void decode_rows(const Problem& p, const CsrWeight& w, const float* x, int64_t x
         Vec acc[kSums][T];
         for (auto& sums : acc)
             for (auto& sum : sums) sum = zero();
-        const auto add_lanes = [&](Vec (&sums)[T], Vec weights) {
+        const auto add_lanes = [&](Vec(&sums)[T], Vec weights) {
             const IVec column = load_columns(columns + j);
 #pragma GCC unroll 4
             for (int t = 0; t < T; ++t)

@@ -7,9 +7,10 @@ namespace prunekern {
 
 #if defined(__x86_64__)
 // X(name as __builtin_cpu_supports knows it; that function also asks the OS, through XGETBV)
-#define PRUNEKERN_CPU_FEATURES(X)                                                           \
-    X(avx2) X(fma) X(f16c) X(bmi) X(bmi2) X(popcnt) X(avx512f) X(avx512bw) X(avx512dq)      \
-    X(avx512vl) X(avx512bf16) X(avx512vbmi) X(avx512vbmi2) X(avx512vnni) X(avxvnni)
+#define PRUNEKERN_CPU_FEATURES(X)                                                          \
+    X(avx2)                                                                                \
+    X(fma) X(f16c) X(bmi) X(bmi2) X(popcnt) X(avx512f) X(avx512bw) X(avx512dq) X(avx512vl) \
+        X(avx512bf16) X(avx512vbmi) X(avx512vbmi2) X(avx512vnni) X(avxvnni)
 #else
 #define PRUNEKERN_CPU_FEATURES(X)
 #endif

@@ -4,7 +4,8 @@
 //   panel[line][token]   a 32-bit word a token, T vectors of tokens wide; a line is one input as
 //                        fp32 (token_panel.h) or two neighbouring ones as bf16 (bf16_pairs.h)
 //
-//   sums[row][token]     fp32, for kRowBlock rows at a time, so that they stay in L2 while K advances
+//   sums[row][token]     fp32, for kRowBlock rows at a time, so that they stay in L2 while K
+//   advances
 #pragma once
 #include <algorithm>
 
@@ -17,8 +18,8 @@ namespace {
 constexpr int64_t kRowBlock = 256;
 constexpr int64_t kTokenChunk = 512;  // tokens transposed at a time: bounds the scratch
 
-// For each panel and each range of row tiles body(T, panel, tile_begin, tile_end, m0, tokens), where
-// T is a std::integral_constant up to kMaxVecs and the panel holds tokens m0 .. m0 + tokens.
+// For each panel and each range of row tiles body(T, panel, tile_begin, tile_end, m0, tokens),
+// where T is a std::integral_constant up to kMaxVecs and the panel holds tokens m0 .. m0 + tokens.
 // transpose(m0, tokens, line_begin, line_end, out, width) fills a slice of one panel.
 template <int kMaxVecs, class Word, class Transpose, class Body>
 void for_each_panel(const Problem& p, int64_t lines, int64_t tile_rows, Transpose&& transpose,
@@ -74,8 +75,7 @@ void write_sums(const Problem& p, const float* sums, int64_t width, int64_t n0, 
         for (int64_t t = 0; t < tokens; t += kLanes) {
             const int64_t count = std::min<int64_t>(kLanes, tokens - t);
             for (int64_t r = 0; r < some; ++r)
-                for (int64_t i = 0; i < kLanes; ++i)
-                    column[i][r] = sums[(n + r) * width + t + i];
+                for (int64_t i = 0; i < kLanes; ++i) column[i][r] = sums[(n + r) * width + t + i];
             for (int64_t i = 0; i < count; ++i)
                 store_some<E>(static_cast<Elem*>(p.y) + (m0 + t + i) * p.N + n0 + n,
                               add(load(column[i]), bias), some);

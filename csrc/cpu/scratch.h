@@ -20,8 +20,8 @@ class Scratch {
   public:
     explicit Scratch(int64_t elems)
         : data_(static_cast<T*>(std::aligned_alloc(
-              64, static_cast<size_t>(
-                      round_up(elems * static_cast<int64_t>(sizeof(T)) + 64, 64))))) {
+              64,
+              static_cast<size_t>(round_up(elems * static_cast<int64_t>(sizeof(T)) + 64, 64))))) {
         if (data_ == nullptr) throw std::bad_alloc();
     }
     ~Scratch() { std::free(data_); }
@@ -52,8 +52,8 @@ void with_constant(int n, F&& f) {
     f(std::integral_constant<int, Max>{});
 }
 
-// Elements from one token's row of scratch to the next: a cache line more than a multiple of the page,
-// or all tokens' inputs k would fight for the same eight lines of L1.
+// Elements from one token's row of scratch to the next: a cache line more than a multiple of the
+// page, or all tokens' inputs k would fight for the same eight lines of L1.
 template <class T>
 constexpr int64_t token_stride(int64_t elems) {
     constexpr int64_t kLine = 64 / sizeof(T), kPage = 4096 / sizeof(T);

@@ -45,9 +45,7 @@ PK_INLINE IVec lane_numbers() {
 PK_INLINE IVec sub_words(IVec a, IVec b) { return _mm512_sub_epi32(a, b); }
 PK_INLINE IVec mul_words(IVec a, IVec b) { return _mm512_mullo_epi32(a, b); }
 // How many lanes of a are below b, both signed.
-PK_INLINE int count_less(IVec a, IVec b) {
-    return _mm_popcnt_u32(_mm512_cmplt_epi32_mask(a, b));
-}
+PK_INLINE int count_less(IVec a, IVec b) { return _mm_popcnt_u32(_mm512_cmplt_epi32_mask(a, b)); }
 PK_INLINE Vec gather(const float* p, IVec index) { return _mm512_i32gather_ps(index, p, 4); }
 // v in the first n lanes, 0 < n <= kLanes, zero in the others.
 PK_INLINE Vec first_lanes(Vec v, int64_t n) {
@@ -153,9 +151,9 @@ PK_INLINE void store_bf16(uint16_t* p, Vec v) {
     rounded = as_words(
         _mm256_blendv_ps(as_float(rounded), as_float(quiet), _mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
     rounded = _mm256_srli_epi32(rounded, 16);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packus_epi32(_mm256_castsi256_si128(rounded),
-                                      _mm256_extracti128_si256(rounded, 1)));
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(p),
+        _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
 }
 #endif
 
@@ -205,9 +203,7 @@ PK_INLINE void store_one(typename E::T* p, float v) {
     store_some<E>(p, broadcast(v), 1);
 }
 
-PK_INLINE void prefetch(const void* p) {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
+PK_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // Asks for the `bytes` from p on, which the next visit to this row or tile will read.
 PK_INLINE void prefetch_next(const void* p, int64_t bytes) {
@@ -215,8 +211,8 @@ PK_INLINE void prefetch_next(const void* p, int64_t bytes) {
         _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T1);
 }
 
-// How far ahead of the multiplication a stream of weights is asked for. Measured: 1 to 2 KB is worth
-// up to 2.4x from DRAM, and costs nothing in cache.
+// How far ahead of the multiplication a stream of weights is asked for. Measured: 1 to 2 KB is
+// worth up to 2.4x from DRAM, and costs nothing in cache.
 constexpr int64_t kPrefetchBytes = 2048;
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 namespace prunekern {
 
-void sparse24_linear_avx512(const Problem& p, const Sparse24Weight& w) { sparse24::linear_any(p, w); }
+void sparse24_linear_avx512(const Problem& p, const Sparse24Weight& w) {
+    sparse24::linear_any(p, w);
+}
 
 }  // namespace prunekern

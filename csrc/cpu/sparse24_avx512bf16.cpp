@@ -40,8 +40,8 @@ constexpr int64_t kDecodeTokens = 40;  // up to here lanes of tokens would run h
 PK_INLINE __m512i pair_table(const uint16_t* eight_inputs) {
     const __m512i order = _mm512_set_epi16(4, 4, 4, 4, 7, 6, 7, 5, 6, 5, 7, 4, 6, 4, 5, 4,  //
                                            0, 0, 0, 0, 3, 2, 3, 1, 2, 1, 3, 0, 2, 0, 1, 0);
-    const __m512i inputs = _mm512_broadcast_i32x4(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(eight_inputs)));
+    const __m512i inputs =
+        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(eight_inputs)));
     return _mm512_permutexvar_epi16(order, inputs);
 }
 
@@ -147,8 +147,8 @@ void decode(const Problem& p, const Sparse24Weight& w) {
 
 // --------------------------------------------------------------------------------------- prefill
 
-constexpr int kVecs = 4;              // 64 tokens: accumulators of one row
-constexpr int kBlockGroups = 16;      // 16 groups x 6 pairs x 64 tokens = 24 KB of a 32 KB L1
+constexpr int kVecs = 4;          // 64 tokens: accumulators of one row
+constexpr int kBlockGroups = 16;  // 16 groups x 6 pairs x 64 tokens = 24 KB of a 32 KB L1
 constexpr int kBlockInputs = 4 * kBlockGroups;
 
 // The six pair-vectors of each group, from the two that the panel has.
@@ -225,17 +225,17 @@ void prefill_rows(const Problem& p, const Sparse24Weight& w, const uint32_t* pan
             }
         }
         const int64_t n0 = block * kTileRows;
-        write_sums<BF16>(p, sums.get(), kWidth, n0,
-                         std::min<int64_t>(tiles * kTileRows, p.N - n0), m0, tokens);
+        write_sums<BF16>(p, sums.get(), kWidth, n0, std::min<int64_t>(tiles * kTileRows, p.N - n0),
+                         m0, tokens);
     }
 }
 
 void prefill(const Problem& p, const Sparse24Weight& w) {
-    for_each_pair_panel<kVecs>(p, round_up(p.K, kChunkInputs), kTileRows,
-                               [&](auto t, const uint32_t* panel, int64_t begin, int64_t end,
-                                   int64_t m0, int64_t tokens) {
-                                   prefill_rows<t()>(p, w, panel, begin, end, m0, tokens);
-                               });
+    for_each_pair_panel<kVecs>(
+        p, round_up(p.K, kChunkInputs), kTileRows,
+        [&](auto t, const uint32_t* panel, int64_t begin, int64_t end, int64_t m0, int64_t tokens) {
+            prefill_rows<t()>(p, w, panel, begin, end, m0, tokens);
+        });
 }
 
 }  // namespace

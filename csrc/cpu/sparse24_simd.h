@@ -25,10 +25,10 @@ namespace {
 namespace sparse24 {
 
 constexpr int kTileRows = kLanes;
-constexpr int kChunkGroups = 8;                // one metadata word
+constexpr int kChunkGroups = 8;  // one metadata word
 constexpr int kChunkInputs = 4 * kChunkGroups;
-constexpr int kTokenBlock = 8;                 // accumulators of one pass
-constexpr int64_t kFoldChunks = 8;             // short sums, added up, round less than a long one
+constexpr int kTokenBlock = 8;      // accumulators of one pass
+constexpr int64_t kFoldChunks = 8;  // short sums, added up, round less than a long one
 constexpr int64_t kDecodeTokens = kLanes == 16 ? 16 : 24;  // measured, see benchmarks/
 
 // The two kept weights of one group, for the R rows of a tile.
@@ -95,8 +95,7 @@ void decode_tile(const Problem& p, const typename E::T* values, const uint32_t* 
     fold();
     using Elem = typename E::T;
     const int64_t rows = p.N - n0 < kTileRows ? p.N - n0 : kTileRows;
-    const Vec bias =
-        p.bias ? load_some<E>(static_cast<const Elem*>(p.bias) + n0, rows) : zero();
+    const Vec bias = p.bias ? load_some<E>(static_cast<const Elem*>(p.bias) + n0, rows) : zero();
     for (int t = 0; t < T; ++t) {
         store_some<E>(static_cast<Elem*>(p.y) + (m0 + t) * p.N + n0,
                       add(load(totals + t * kLanes), bias), rows);
@@ -112,22 +111,23 @@ void decode(const Problem& p, const Sparse24Weight& w) {
 
     using Elem = typename E::T;
     const int64_t tile_values = chunks * (kChunkInputs / 2) * kTileRows;
-    parallel_for(
-        p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
-        [&](int64_t begin, int64_t end) {
-            for (int64_t tile = begin; tile < end; ++tile) {
-                const Elem* values = static_cast<const Elem*>(w.values) + tile * tile_values;
-                const uint32_t* meta =
-                    static_cast<const uint32_t*>(w.meta) + tile * chunks * kTileRows;
-                for (int64_t m = 0; m < p.M; m += kTokenBlock) {
-                    const int tokens = static_cast<int>(std::min<int64_t>(kTokenBlock, p.M - m));
-                    with_constant<kTokenBlock>(tokens, [&](auto t) {
-                        decode_tile<E, t()>(p, values, meta, tile * kTileRows,
-                                            x.get() + m * x_stride, x_stride, m);
-                    });
-                }
-            }
-        });
+    parallel_for(p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
+                 [&](int64_t begin, int64_t end) {
+                     for (int64_t tile = begin; tile < end; ++tile) {
+                         const Elem* values =
+                             static_cast<const Elem*>(w.values) + tile * tile_values;
+                         const uint32_t* meta =
+                             static_cast<const uint32_t*>(w.meta) + tile * chunks * kTileRows;
+                         for (int64_t m = 0; m < p.M; m += kTokenBlock) {
+                             const int tokens =
+                                 static_cast<int>(std::min<int64_t>(kTokenBlock, p.M - m));
+                             with_constant<kTokenBlock>(tokens, [&](auto t) {
+                                 decode_tile<E, t()>(p, values, meta, tile * kTileRows,
+                                                     x.get() + m * x_stride, x_stride, m);
+                             });
+                         }
+                     }
+                 });
 }
 
 // Prefill: what token_panel.h asks of a format. Terms lie [kept][row], as the lanes bring them.
@@ -155,8 +155,7 @@ struct PanelRows {
         const uint32_t* meta =
             static_cast<const uint32_t*>(w.meta) + (tile * chunks + c0) * kTileRows;
 
-        alignas(16) const uint32_t steps[4] = {0, stride_bytes, 2 * stride_bytes,
-                                               3 * stride_bytes};
+        alignas(16) const uint32_t steps[4] = {0, stride_bytes, 2 * stride_bytes, 3 * stride_bytes};
         const Vec quad = broadcast_quad(reinterpret_cast<const float*>(steps));
         const IVec group_step = broadcast_word(4 * stride_bytes);
         IVec base = broadcast_word(0);
@@ -185,8 +184,8 @@ struct PanelRows {
         const int64_t read = ceil_div(k_end - k_begin, kChunkInputs) * kTileRows;
         prefetch_next(values, read * (kChunkInputs / 2) * static_cast<int64_t>(sizeof(Elem)));
         prefetch_next(meta, read * 4);
-        const int count = static_cast<int>(ceil_div(k_end - k_begin, kChunkInputs)) *
-                          (kChunkInputs / 2);
+        const int count =
+            static_cast<int>(ceil_div(k_end - k_begin, kChunkInputs)) * (kChunkInputs / 2);
         for (int& n : terms.counts) n = count;
     }
 };

@@ -100,8 +100,7 @@ PK_INLINE void add_terms(const float* panel, const float* weights, const uint32_
     for (; j < count; ++j) {
         const Vec weight = broadcast(weights[j * kTermStride]);
         const float* line = reinterpret_cast<const float*>(base + offsets[j * kTermStride]);
-        for (int t = 0; t < T; ++t)
-            acc[0][t] = fmadd(weight, load(line + t * kLanes), acc[0][t]);
+        for (int t = 0; t < T; ++t) acc[0][t] = fmadd(weight, load(line + t * kLanes), acc[0][t]);
     }
     for (int t = 0; t < T; ++t) {
         for (int way = 1; way < kWays; ++way) acc[0][t] = add(acc[0][t], acc[way][t]);
@@ -113,8 +112,8 @@ PK_INLINE void add_terms(const float* panel, const float* weights, const uint32_
 inline int64_t block_inputs(int64_t width, double density, int64_t multiple) {
     const int64_t fitting = kPanelBytes / (width * 4);
     const auto wanted = static_cast<int64_t>(kTermsPerVisit / std::max(density, 1e-3));
-    const int64_t inputs = std::min(density < 0.4 ? std::max(fitting, wanted) : fitting,
-                                    kMaxBlockInputs);
+    const int64_t inputs =
+        std::min(density < 0.4 ? std::max(fitting, wanted) : fitting, kMaxBlockInputs);
     return std::max(inputs / multiple * multiple, multiple);
 }
 
@@ -146,8 +145,8 @@ void panel_rows(const Problem& p, const Rows& rows, const float* panel, int64_t 
             }
         }
         const int64_t n0 = block * Rows::kRows;
-        write_sums<E>(p, sums.get(), kWidth, n0,
-                      std::min<int64_t>(tiles * Rows::kRows, p.N - n0), m0, tokens);
+        write_sums<E>(p, sums.get(), kWidth, n0, std::min<int64_t>(tiles * Rows::kRows, p.N - n0),
+                      m0, tokens);
     }
 }
 
@@ -156,8 +155,7 @@ template <class E, class Rows>
 void panel_linear(const Problem& p, const Rows& rows) {
     for_each_panel<kPanelVecs, float>(
         p, round_up(p.K, Rows::kInputMultiple), Rows::kRows,
-        [&](int64_t m0, int64_t tokens, int64_t k_begin, int64_t k_end, float* out,
-            int64_t width) {
+        [&](int64_t m0, int64_t tokens, int64_t k_begin, int64_t k_end, float* out, int64_t width) {
             transpose_panel<E>(static_cast<const typename E::T*>(p.x) + m0 * p.K, p.K, tokens,
                                k_begin, k_end, out, width);
         },

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import tempfile
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,13 @@ def _environment(
         "prunekern": prunekern.__version__,
         "openmp": os.environ.get("OMP_WAIT_POLICY", "default"),
     }
+
+
+class _CallableModule(types.ModuleType):
+    """prunekern.compare is this package and, as users call it, its function too."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> CompareResult:
+        return compare(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

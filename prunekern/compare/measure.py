@@ -34,7 +34,7 @@ def negative_log_likelihood(model: nn.Module, windows: Tensor) -> float:
 
 
 def perplexity(nll: float, windows: Tensor) -> float:
-    """exp of the mean negative log likelihood of the predicted tokens."""
+    """Exp of the mean negative log likelihood of the predicted tokens."""
     mean = nll / (windows.shape[0] * (windows.shape[1] - 1))
     return math.exp(mean) if mean < 700 else math.inf
 

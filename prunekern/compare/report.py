@@ -171,7 +171,9 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         point = (row["decode_tokens_per_s"], row["perplexity"])
         axes.scatter(*point, color=color(row), marker=markers[row["dtype"]], s=60, zorder=3)
     # Variants of equal weights share a height: their labels go above and below in turn.
-    for i, row in enumerate(sorted(rows, key=lambda r: (r["perplexity"], r["decode_tokens_per_s"]))):
+    for i, row in enumerate(
+        sorted(rows, key=lambda r: (r["perplexity"], r["decode_tokens_per_s"]))
+    ):
         axes.annotate(
             row["variant"],
             (row["decode_tokens_per_s"], row["perplexity"]),

@@ -30,7 +30,9 @@ def read_text(path: str | Path | None) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"compare: text must be a readable UTF-8 file, got {path}: {error}") from None
+        raise ValueError(
+            f"compare: text must be a readable UTF-8 file, got {path}: {error}"
+        ) from None
 
 
 def token_windows(tokenizer: Any, text: str, windows: int = WINDOWS, size: int = WINDOW) -> Tensor:

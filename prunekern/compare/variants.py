@@ -53,9 +53,7 @@ class Variant:
         return self.pattern, self.dtype
 
 
-def variants_for(
-    patterns: Sequence[str], sparsity: float, dtypes: Sequence[str]
-) -> list[Variant]:
+def variants_for(patterns: Sequence[str], sparsity: float, dtypes: Sequence[str]) -> list[Variant]:
     """The rows, dense first, for each dtype.
 
     Raises:

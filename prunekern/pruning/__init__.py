@@ -133,7 +133,9 @@ def _check_sparsity(sparsity: float | None, nm: tuple[int, int] | None, pattern:
         return sparsity
     own = 1 - nm[0] / nm[1]
     if sparsity is not None and abs(sparsity - own) > 1e-9:
-        raise ValueError(f"prune: sparsity of {pattern} must be {own:g} or left out, got {sparsity}")
+        raise ValueError(
+            f"prune: sparsity of {pattern} must be {own:g} or left out, got {sparsity}"
+        )
     return own
 
 

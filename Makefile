@@ -1,0 +1,59 @@
+# Everything on a fresh machine with Python 3.10+, a C++20 compiler and make; each target makes its own
+# virtual environment if there is none. make compare ARGS="--targets all-linear" passes options on.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/cpu/*)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: compare test test-all bench lint format clean
+
+compare: $(VENV)/.package
+	$(BIN)/python -m prunekern compare $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build dist *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch and the build tools first: the package is built against them, without a build of its own.
+$(VENV)/.torch: $(VENV)/.python
+	$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel cmake ninja pybind11
+	touch $@
+
+$(VENV)/.package: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(PIP) pytest pytest-xdist pytest-benchmark hypothesis
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.python
+	$(PIP) ruff==0.17.6 clang-format==23.1.5
+	touch $@
