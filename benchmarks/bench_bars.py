@@ -1,8 +1,8 @@
 """Is a sparse layer faster than the best dense one? Each cell of the table of bars.
 
-All contenders of a cell take turns within a round, on rotating copies of their weights, so that none
-is in cache and whatever else the machine does falls on all alike. The ratio is the median of the
-rounds' ratios: the fastest rival's time over ours.
+All contenders of a cell take turns within a round, on rotating copies of their weights, so that
+none is in cache and whatever else the machine does falls on all alike. The ratio is the median of
+the rounds' ratios: the fastest rival's time over ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Canonical formats: what a pruned weight is on disk and between any two layouts.
 
 Each format is a frozen dataclass of plain tensors on any device. `compress` makes one from a dense
-weight, `decompress` gives the weight back to the bit, `validate` refuses whatever could make a kernel
-read out of bounds or decode wrongly. N is out_features, K in_features, G = ceil(K / 4) groups a row.
+weight, `decompress` gives the weight back to the bit, `validate` refuses whatever could make a
+kernel read out of bounds or decode wrongly. N is out_features, K in_features, G = ceil(K / 4)
+groups a row.
 
     2:4       values [N, 2G]   meta uint8 [N, ceil(G/2)]: 4 bits a group, first | second << 2
     csr       crow_indices int32 [N+1]   col_indices uint16 [nnz]   values [nnz]

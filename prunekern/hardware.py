@@ -41,7 +41,7 @@ class Hardware:
 
     def __str__(self) -> str:
         lines = [
-            f"CPU      {self.cpu}, {self.cores} cores, torch {self.torch} with {self.threads} threads",
+            f"CPU      {self.cpu}, {self.cores} cores, torch {self.torch}, {self.threads} threads",
             f"GPU      {self.gpu}",
         ]
         if self.problem:
@@ -49,7 +49,7 @@ class Hardware:
         else:
             build = self.build
             lines.append(
-                f"build    {build['compiler']}, {build['build_type']}, against torch {build['torch']}"
+                f"build    {build['compiler']}, {build['build_type']}, for torch {build['torch']}"
             )
             lines.append(f"CUDA     {'built' if build['cuda'] else build['cuda_status']}")
         for variant, lacks in self.missing.items():

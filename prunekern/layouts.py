@@ -1,11 +1,11 @@
-"""Layouts: the order in which each kernel reads a compressed weight. This file is the specification.
+"""Layouts: the order in which each kernel reads a compressed weight. The specification.
 
 A packed weight names its kernel: `Packed.layout` is the variant's name and its tensors are what
-`torch.ops.prunekern.<stem>_linear_<layout>` takes. The packers in C++ equal `pack_reference` bit for
-bit, and `unpack` is the exact inverse of both.
+`torch.ops.prunekern.<stem>_linear_<layout>` takes. The packers in C++ equal `pack_reference` bit
+for bit, and `unpack` is the exact inverse of both.
 
 2:4 (values, meta): G = ceil(K / 4) groups a row, R rows side by side, T = ceil(N / R) row tiles,
-C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padded: +0, positions 0 and 1.
+C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: +0, positions 0, 1.
 
     reference, scalar   canonical: values [N, 2G], meta uint8 [N, ceil(G/2)]
     avx2 (R = 8), avx512, avx512bf16 (R = 16)
@@ -20,7 +20,7 @@ bitmask (values, bitmask, offsets)
     reference, scalar   canonical values and bitmask; offsets int64 [N+1]: where each row starts
     avx2, avx512, avx512bf16: tiles of 4 rows, chunks of 64 columns, T = ceil(N/4), C = ceil(K/64)
         bitmask int64     [T, C, 4]         bit j of word t, c, r: weight (4t + r, 64c + j) is kept
-        values            in the order of those bits, then 64 zeros, since kernels read whole vectors
+        values            in the order of those bits, then 64 zeros: kernels read whole vectors
         offsets int64     [T+1]             where each tile starts
 
 csr (values, col_indices, crow_indices)

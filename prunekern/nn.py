@@ -1,4 +1,4 @@
-"""SparseLinear: an nn.Linear whose weight is held compressed, in the order that its kernel reads."""
+"""SparseLinear: an nn.Linear whose weight is compressed, in the order that its kernel reads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SparseLinear(nn.Module):
     """y[..., N] = x[..., K] W[N, K]^T + bias[N], W pruned and compressed.
 
     In memory there is only the packed weight; a state dict and a pickle hold canonical tensors, so
-    that they load on any machine. `.to(...)` packs anew for the new dtype or device. Differentiable in
-    x and bias; the weight is fixed.
+    that they load on any machine. `.to(...)` packs anew for the new dtype or device. Differentiable
+    in x and bias; the weight is fixed.
 
     Attributes:
         in_features: K.
@@ -143,7 +143,8 @@ class SparseLinear(nn.Module):
         op = op_for(canonical.stem, layout, "SparseLinear")
         packed = pack(canonical, layout)
         self._packed, self._op, self._tensors = packed, op, packed.tensors
-        # As buffers they count in get_memory_footprint() and the like; files hold canonical tensors.
+        # As buffers they count in get_memory_footprint() and the like; files hold canonical
+        # tensors.
         for i, tensor in enumerate(packed.tensors):
             self.register_buffer(f"packed_{i}", tensor, persistent=False)
 

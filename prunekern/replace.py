@@ -96,8 +96,8 @@ def replace_linears(
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
-    Every check is made before the first layer is touched. Then layer after layer is compressed and its
-    dense weight freed, so that memory never holds more than one layer twice.
+    Every check is made before the first layer is touched. Then layer after layer is compressed and
+    its dense weight freed, so that memory never holds more than one layer twice.
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.

@@ -195,7 +195,7 @@ def test_shape_and_tensor_names_are_checked():
     c = compress(torch.ones(2, 2), "csr")
     with pytest.raises(ValueError, match="two positive whole numbers"):
         validate(dataclasses.replace(c, shape=(0, 2)))
-    with pytest.raises(ValueError, match="must be .*values.*, got .*bogus"):
+    with pytest.raises(ValueError, match=r"must be .*values.*, got .*bogus"):
         from_tensors("csr", {"bogus": c.values}, (2, 2))
 
 

@@ -85,9 +85,9 @@ def test_layout_for_takes_the_best_that_runs(isa, dtype, wanted):
 
 def test_unknown_layouts_are_refused():
     c = compress(torch.eye(4), "csr")
-    with pytest.raises(ValueError, match="layout of csr must be one of avx512, .*got 'sm80'"):
+    with pytest.raises(ValueError, match=r"layout of csr must be one of avx512, .*got 'sm80'"):
         pack(c, "sm80")
-    with pytest.raises(ValueError, match="avx512bf16 must have torch.bfloat16 weights"):
+    with pytest.raises(ValueError, match=r"avx512bf16 must have torch\.bfloat16 weights"):
         pack(compress(torch.eye(4), "bitmask"), "avx512bf16")
 
 

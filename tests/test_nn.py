@@ -287,9 +287,11 @@ def test_from_canonical_validates():
 _MEMORY = """
 import psutil, torch, prunekern, sys
 from torch import nn
-model = nn.ModuleDict({f"l{i}": nn.ModuleDict({"q_proj": nn.Linear(2048, 2048, bias=False)}) for i in range(12)})
+def block():
+    return nn.ModuleDict({"q_proj": nn.Linear(2048, 2048, bias=False)})
+model = nn.ModuleDict({f"l{i}": block() for i in range(12)})
 prunekern.prune(model, "2:4", targets="q_proj")
-warm = nn.ModuleDict({"q_proj": nn.Linear(2048, 2048, bias=False)})
+warm = block()
 prunekern.replace_linears(warm, sys.argv[1], targets="q_proj")
 del warm
 before = psutil.Process().memory_info().rss

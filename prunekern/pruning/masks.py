@@ -1,9 +1,9 @@
 """Choosers: from scores to masks. True means kept. Counts are exact, results deterministic.
 
 Among equal scores unstructured choosers keep the lower index. N:M keeps those that torch.topk picks
-on the CPU, wherever the scores are. That is worth a sentence, because models that were once quantized
-are full of ties: on q_proj and v_proj of SmolLM2-135M (4 bits) perplexity under 2:4 is 36.0 if the
-lower index stays, 30.3 if the higher does, and 33.0 with torch.topk.
+on the CPU, wherever the scores are. That is worth a sentence, because models that were once
+quantized are full of ties: on q_proj and v_proj of SmolLM2-135M (4 bits) perplexity under 2:4 is
+36.0 if the lower index stays, 30.3 if the higher does, and 33.0 with torch.topk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse_pattern(pattern: str, who: str = "prune") -> tuple[int, int] | None:
 
 
 def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """The n largest of every m neighbours along K; a shorter group at the end keeps min(n, its size).
+    """The n largest of every m neighbours along K; a shorter group at the end keeps up to n.
 
     Args:
         scores: [N, K], no NaN.
