@@ -151,11 +151,17 @@ def _measure(
         for group in groups:
             workers = []
             try:
-                for job in group:
-                    progress.update(load, description=f"load  {job.variant.name}")
-                    workers.append(Worker(job))
-                    rows[job.variant] = {"loaded": workers[-1].ask("load"), "rounds": []}
-                    progress.advance(load)
+                # Two at a time: pruning and compressing run on one core each.
+                for first in range(0, len(group), 2):
+                    pair = group[first : first + 2]
+                    loading = [Worker(job) for job in pair]
+                    workers += loading
+                    for worker in loading:
+                        worker.tell("load")
+                    for worker in loading:
+                        progress.update(load, description=f"load  {worker.variant.name}")
+                        rows[worker.variant] = {"loaded": worker.answer(), "rounds": []}
+                        progress.advance(load)
                 for worker in workers * rounds:
                     progress.update(speed, description=f"speed  {worker.variant.name}")
                     rows[worker.variant]["rounds"].append(worker.ask("speed"))

@@ -6,6 +6,7 @@ machine does besides falls on all of them alike.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import traceback
 import warnings
@@ -50,8 +51,22 @@ class Worker:
             ValueError: The user's input was wrong.
             RuntimeError: The worker failed or died.
         """
-        try:
+        self.tell(request, *args)
+        return self.answer()
+
+    def tell(self, request: str, *args: Any) -> None:
+        """Sends a request; `answer` waits for what comes back."""
+        with contextlib.suppress(OSError):  # a dead process is found out by answer()
             self._pipe.send((request, args))
+
+    def answer(self) -> Any:
+        """Waits for the answer to the last request.
+
+        Raises:
+            ValueError: The user's input was wrong.
+            RuntimeError: The worker failed or died.
+        """
+        try:
             kind, answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
@@ -102,6 +117,10 @@ def load_model(folder: str, dtype: str) -> Any:
         raise ValueError(
             f"compare: model must be a causal language model, got {folder}: {error}"
         ) from None
+    # Weights straight from a safetensors file are views of it, mapped as a whole: none of it would
+    # leave the resident memory while one tensor lives. Copies are what any other loader makes.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model.eval()
 
 
