@@ -185,6 +185,9 @@ def validate(c: Canonical, name: str = "") -> None:
     Raises:
         ValueError: What is wrong, where, what was expected and what was found.
     """
+    if type(c) not in FORMATS.values():
+        kinds = ", ".join(kind.__name__ for kind in FORMATS.values())
+        raise ValueError(f"{name or 'validate'}: weight must be {kinds}, got {type(c).__name__}")
     try:
         N, K = c.shape
         whole = all(isinstance(n, int) and n >= 1 for n in (N, K))
@@ -268,7 +271,8 @@ def compress_sparse24(weight: Tensor) -> Sparse24:
     groups = groups_of_four(weight.detach())
     bits = _int_view(groups)
     shifts = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=weight.device)
-    nonzero = groups != 0
+    # By the bits: a comparison of floats takes denormals for zero where torch flushes them.
+    nonzero = (bits & torch.iinfo(bits.dtype).max) != 0
     negative = (bits != 0) & ~nonzero
     key = ((nonzero * shifts).sum(-1) + (negative * (shifts << 4)).sum(-1)).long()
     nibbles = _NIBBLES.to(weight.device)[key]

@@ -8,6 +8,7 @@ op directly; nothing is chosen on the hot path.
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
 
 import torch
@@ -39,9 +40,13 @@ def _load_library() -> str | None:
     if not path.exists():
         return f"{path.name} is not there; build it with: pip install --no-build-isolation ."
     try:
+        importlib.import_module("prunekern._C")  # says what the CPU can run: needed as well
         torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"{path.name} does not load with torch {torch.__version__}: {error}"
+    except (OSError, ImportError) as error:
+        return (
+            f"the compiled part does not load with torch {torch.__version__}: {error}; "
+            "build it anew with: pip install --no-build-isolation ."
+        )
     return None
 
 
@@ -143,7 +148,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bias, op, packed):
         ctx.packed = packed
-        ctx.x_dtype = x.dtype
         return op(x, *packed.tensors, bias, *packed.shape)
 
     @staticmethod

@@ -7,7 +7,7 @@ multiplies in float32. On any device.
 import torch
 from torch import Tensor
 
-from prunekern.formats import Canonical, decompress
+from prunekern.formats import DTYPES, Canonical, decompress
 from prunekern.layouts import Packed, unpack
 
 
@@ -21,10 +21,35 @@ def linear(x: Tensor, canonical: Canonical, bias: Tensor | None = None) -> Tenso
 
     Returns:
         [..., N] of x's dtype; float32 arithmetic.
+
+    Raises:
+        RuntimeError: A wrong dtype, device or shape, in the words of the compiled ops.
     """
+    _check(x, canonical, bias)
     weight = decompress(canonical).float()
     y = torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float())
     return y.to(x.dtype)
+
+
+def _check(x: Tensor, c: Canonical, bias: Tensor | None) -> None:
+    N, K = c.shape
+    op = f"prunekern::{c.stem}_linear_reference"
+
+    def must(ok: bool, what: str, rule: str, got: object) -> None:
+        if not ok:
+            raise RuntimeError(f"{op}: {what} must {rule}, got {got}")
+
+    must(N >= 1, "out_features", "be at least 1", N)
+    must(K >= 1, "in_features", "be at least 1", K)
+    must(x.dtype in DTYPES, "x", "be float32, bfloat16 or float16", x.dtype)
+    must(x.dtype == c.dtype, "x", f"have the weight's dtype {c.dtype}", x.dtype)
+    must(x.device == c.device, "x", f"be on {c.device} as the weight is", x.device)
+    must(x.dim() >= 1, "x", "have at least 1 dimension", x.dim())
+    must(x.shape[-1] == K, "the last dimension of x", f"be in_features = {K}", list(x.shape))
+    if bias is not None:
+        must(bias.dtype == x.dtype, "bias", f"be {x.dtype}", bias.dtype)
+        must(bias.device == x.device, "bias", f"be on {x.device}", bias.device)
+        must(list(bias.shape) == [N], "bias", f"have the shape [{N}]", list(bias.shape))
 
 
 def sparse24_linear(

@@ -61,14 +61,37 @@ def max_error(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 def tolerance(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
-    """Twice the error of torch's dense product in the same dtype, and one rounding of the result.
+    """Twice the error of torch's dense product in the same dtype, and what rounding alone may cost.
 
-    The second term is for products whose dense result happens to round without error.
+    The second term, half a unit in the last place of the largest result and one of the largest
+    float32 sum, is for products whose dense result happens to round without error. At 16 bits a
+    wrong weight of a long row can hide in it: see `whole_numbers`.
     """
     dense = torch.nn.functional.linear(x, weight, bias)
-    return 2 * max_error(dense, x, weight, bias) + torch.finfo(x.dtype).eps * max(
-        1.0, dense.abs().max().item()
+    terms = torch.nn.functional.linear(
+        x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs()
     )
+    rounding = torch.finfo(x.dtype).eps / 2 * dense.double().abs().max().item()
+    sums = torch.finfo(torch.float32).eps * terms.max().item()
+    return 2 * max_error(dense, x, weight, bias) + rounding + sums
+
+
+def assert_close_to_float64(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, case: object = ""
+) -> None:
+    """Raises AssertionError unless y is x W^T + bias within `tolerance`; NaN never is."""
+    error, allowed = max_error(y, x, weight, bias), tolerance(x, weight, bias)
+    if not error <= allowed:
+        raise AssertionError(f"{case}: error must be at most {allowed:.3g}, got {error:.3g}")
+
+
+def whole_numbers(t: Tensor) -> Tensor:
+    """The same zeros, all else one of -2, -1, 1, 2 by its sign and size, in the same dtype.
+
+    Products and sums of these are exact in float32 up to K = 2^22, in any order, so that a kernel's
+    result must equal the rounded float64 result to the bit: one wrong weight shows in any dtype.
+    """
+    return (t.sign() * (1 + (t.abs() > t.abs().median()).to(t.dtype))).to(t.dtype)
 
 
 def weight_bytes(packed: Packed) -> int:
