@@ -7,6 +7,9 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the tests may fetch
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers that spin for the same cores are fifty times slower
+
 VOCABULARY = 128
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekern import ops
-from prunekern.formats import DTYPES, FORMATS, compress
+from prunekern.formats import DTYPES, FORMATS, compress, decompress
 from prunekern.layouts import LAYOUTS, ONLY_DTYPE, layout_for, pack, pack_reference, unpack
 from prunekern.testing import random_weight
 
@@ -40,6 +40,22 @@ def test_packers_agree_and_unpack_inverts(case, n, k, density, seed):
     again = unpack(packed)
     for name, tensor in c.tensors().items():
         assert torch.equal(bits(again.tensors()[name]), bits(tensor)), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_packers_keep_special_values_to_the_bit(case):
+    kernel, layout, dtype = case
+    weight = random_weight(kernel, 21, 75, dtype)
+    integer = torch.int32 if dtype == torch.float32 else torch.int16
+    flat, kept = weight.view(-1).view(integer), weight.flatten().nonzero().flatten()
+    # All bits set and all but the sign: NaN with full payloads. 1: the smallest denormal.
+    for i, pattern in enumerate((-1, torch.iinfo(integer).max, 1, torch.iinfo(integer).min + 1)):
+        flat[kept[i::9]] = pattern
+    c = compress(weight, kernel)
+    packed = pack(c, layout)
+    for ours, wanted in zip(packed.tensors, pack_reference(c, layout).tensors, strict=True):
+        assert torch.equal(bits(ours), bits(wanted))
+    assert torch.equal(bits(decompress(unpack(packed))), bits(weight))
 
 
 def test_sparse24_words_of_a_known_weight():
