@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 import warnings
 from collections.abc import Callable
 
@@ -68,13 +67,8 @@ def rival(
     return lambda x: torch.nn.functional.linear(x, next(copies)), dtype
 
 
-def read_bandwidth(seconds: float = 0.5) -> float:
-    """Bytes a second that a plain read loop reaches on all threads: a sum over 256 MB."""
+def plain_read(nbytes: int) -> Callable[[], None]:
+    """A plain read loop on all threads: a sum over the next `nbytes` of 256 MB."""
     buffer = torch.ones(64 << 20, dtype=torch.float32)
-    best = 0.0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        buffer.sum()
-        best = max(best, buffer.nbytes / (time.perf_counter() - start))
-    return best
+    parts = itertools.cycle(buffer.split(nbytes // 4)[:-1])
+    return lambda: next(parts).sum()

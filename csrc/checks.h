@@ -46,6 +46,11 @@ inline DType dtype_of(const char* op, const char* what, const Tensor& t) {
     }
 }
 
+inline bool is_aligned(const Tensor& t) {
+    const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    return address % static_cast<uintptr_t>(t.element_size()) == 0;
+}
+
 inline void check_cpu(const char* op, const char* what, const Tensor& t) {
     if (!t.is_cpu()) fail(op, what, "be on the CPU", "a tensor of another device");
 }
@@ -68,11 +73,25 @@ inline void check_packed(const char* op, const char* what, const Tensor& t, Scal
         fail(op, what, rule.str(), shape_of(t));
     }
     if (!t.is_contiguous()) fail(op, what, "be contiguous", "strides of a view");
+    if (!is_aligned(t))
+        fail(op, what, "start at a multiple of its element size; clone it", "another address");
 }
 
+// The upper limit keeps every product of sizes in the ops and kernels within 64 bits.
 inline void check_sizes(const char* op, int64_t out_features, int64_t in_features) {
-    if (out_features < 1) fail(op, "out_features", "be at least 1", out_features);
-    if (in_features < 1) fail(op, "in_features", "be at least 1", in_features);
+    constexpr int64_t kMax = INT32_MAX;
+    if (out_features < 1 || out_features > kMax)
+        fail(op, "out_features", "be at least 1 and below 2^31", out_features);
+    if (in_features < 1 || in_features > kMax)
+        fail(op, "in_features", "be at least 1 and below 2^31", in_features);
+}
+
+// Values behind row pointers or offsets that end with `end`: 1-D, `padding` zeros at the end.
+inline void check_values(const char* op, const Tensor& values, const char* pointers, int64_t end,
+                         int64_t padding) {
+    if (end < 0 || end > INT64_MAX - padding)
+        fail(op, pointers, "end with the number of values", end);
+    check_packed(op, "values", values, values.scalar_type(), {end + padding});
 }
 
 }  // namespace prunekern

@@ -29,9 +29,10 @@ py::dict build_info() {
 py::dict cpu_features() {
     py::dict features;
 #if defined(__x86_64__)
+    using prunekern::Isa;
     __builtin_cpu_init();
-#define PRUNEKERN_FEATURE(name) features[#name] = __builtin_cpu_supports(#name) != 0;
-    PRUNEKERN_CPU_FEATURES(PRUNEKERN_FEATURE)
+#define PRUNEKERN_FEATURE(name, isa) features[#name] = __builtin_cpu_supports(#name) != 0;
+    PRUNEKERN_NEEDED_FEATURES(PRUNEKERN_FEATURE)
 #undef PRUNEKERN_FEATURE
 #endif
     return features;

@@ -2,8 +2,10 @@
 // Built against torch's stable ABI, so that one build serves many versions of torch.
 //
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
-//   <format>_pack_<variant>     canonical tensors -> packed tensors; prunekern/layouts.py draws
-//   both
+//   <format>_pack_<variant>     canonical tensors -> packed tensors
+//
+// prunekern/layouts.py draws both. Ops check what costs next to nothing: dtypes, devices, sizes.
+// What canonical tensors hold (positions, columns, bits) is prunekern.formats.validate's to check.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -115,7 +117,9 @@ Tensor linear(const char* op, const Tensor& x, const Tensor& values,
     Tensor y = empty(dtype_code(x), sizes, dim);
     if (tokens == 0) return y;
 
-    const Tensor rows = x.is_contiguous() ? x : torch::stable::contiguous(x);
+    const Tensor rows = !x.is_contiguous() ? torch::stable::contiguous(x)
+                        : is_aligned(x)    ? x
+                                           : torch::stable::clone(x);
     launch(Problem{rows.const_data_ptr(), y.mutable_data_ptr(),
                    bias ? bias->const_data_ptr() : nullptr, tokens, N, K, dtype,
                    torch_parallel_for});
@@ -213,8 +217,7 @@ Tensor bitmask_linear(const Tensor& x, const Tensor& values, const Tensor& bitma
     else
         check_packed(op, "bitmask", bitmask, ScalarType::Long, {T, ceil_div(K, 64), V.tile_rows});
     const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
-    const int64_t padding = V.tile_rows == 1 ? 0 : kValuesPadding;
-    check_packed(op, "values", values, values.scalar_type(), {starts[T] + padding});
+    check_values(op, values, "offsets", starts[T], V.tile_rows == 1 ? 0 : kValuesPadding);
     return linear(op, x, values, bias, N, K, [&](const Problem& p) {
         V.launch(p, {values.const_data_ptr(), bitmask.const_data_ptr(), starts});
     });
@@ -254,7 +257,6 @@ struct CsrVariant {
     const char* linear_op;
     Isa isa;
     void (*launch)(const Problem&, const CsrWeight&);
-    int64_t padding;
 };
 
 template <const CsrVariant& V>
@@ -266,11 +268,10 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
     check_sizes(op, N, K);
     check_packed(op, "crow_indices", crow_indices, ScalarType::Long, {N + 1});
     const auto* crow = static_cast<const int64_t*>(crow_indices.const_data_ptr());
-    const int64_t elems = crow[N] + V.padding;
-    check_packed(op, "values", values, values.scalar_type(), {elems});
+    check_values(op, values, "crow_indices", crow[N], kValuesPadding);
     const bool wide = col_indices.scalar_type() != ScalarType::UInt16;
     check_packed(op, "col_indices", col_indices, wide ? ScalarType::Int : ScalarType::UInt16,
-                 {elems});
+                 {crow[N] + kValuesPadding});
     return linear(op, x, values, bias, N, K, [&](const Problem& p) {
         V.launch(p, {values.const_data_ptr(), col_indices.const_data_ptr(), wide, crow});
     });
@@ -288,14 +289,12 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
         "bitmask_linear_" #variant, "bitmask_pack_" #variant, isa, bitmask_linear_##variant, \
             tile_rows, only_bf16                                                             \
     }
-#define CSR(variant, isa, padding)                                 \
-    constexpr CsrVariant kCsr_##variant {                          \
-        "csr_linear_" #variant, isa, csr_linear_##variant, padding \
-    }
+#define CSR(variant, isa) \
+    constexpr CsrVariant kCsr_##variant { "csr_linear_" #variant, isa, csr_linear_##variant }
 
 SPARSE24(scalar, Isa::kScalar, 0, false);
 BITMASK(scalar, Isa::kScalar, 1, false);
-CSR(scalar, Isa::kScalar, kValuesPadding);
+CSR(scalar, Isa::kScalar);
 #if defined(__x86_64__)
 SPARSE24(avx2, Isa::kAvx2, 8, false);
 SPARSE24(avx512, Isa::kAvx512, 16, false);
@@ -303,8 +302,8 @@ SPARSE24(avx512bf16, Isa::kAvx512Bf16, 16, true);
 BITMASK(avx2, Isa::kAvx2, 4, false);
 BITMASK(avx512, Isa::kAvx512, 4, false);
 BITMASK(avx512bf16, Isa::kAvx512Bf16, 4, true);
-CSR(avx2, Isa::kAvx2, kValuesPadding);
-CSR(avx512, Isa::kAvx512, kValuesPadding);
+CSR(avx2, Isa::kAvx2);
+CSR(avx512, Isa::kAvx512);
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {

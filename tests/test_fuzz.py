@@ -53,4 +53,4 @@ def test_two_thousand_corruptions_under_sanitizers(tmp_path):
         env=environment, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr[-4000:]
-    assert "2000 corruptions" in out.stdout
+    assert "2000 corruptions" in out.stdout and "sanitized: True" in out.stdout

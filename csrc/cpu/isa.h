@@ -5,16 +5,6 @@
 
 namespace prunekern {
 
-#if defined(__x86_64__)
-// X(name as __builtin_cpu_supports knows it; that function also asks the OS, through XGETBV)
-#define PRUNEKERN_CPU_FEATURES(X)                                                          \
-    X(avx2)                                                                                \
-    X(fma) X(f16c) X(bmi) X(bmi2) X(popcnt) X(avx512f) X(avx512bw) X(avx512dq) X(avx512vl) \
-        X(avx512bf16) X(avx512vbmi) X(avx512vbmi2) X(avx512vnni) X(avxvnni)
-#else
-#define PRUNEKERN_CPU_FEATURES(X)
-#endif
-
 enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 
 struct IsaName {
@@ -26,32 +16,35 @@ constexpr IsaName kIsas[] = {{Isa::kScalar, "scalar"},
                              {Isa::kAvx512, "avx512"},
                              {Isa::kAvx512Bf16, "avx512bf16"}};
 
+#if defined(__x86_64__)
+// X(name as __builtin_cpu_supports knows it, which also asks the OS; the first variant to need it).
+// CMakeLists.txt compiles each variant's files with the flags of these.
+#define PRUNEKERN_NEEDED_FEATURES(X) \
+    X(avx2, Isa::kAvx2)              \
+    X(fma, Isa::kAvx2)               \
+    X(f16c, Isa::kAvx2)              \
+    X(bmi, Isa::kAvx2)               \
+    X(bmi2, Isa::kAvx2)              \
+    X(popcnt, Isa::kAvx2)            \
+    X(avx512f, Isa::kAvx512)         \
+    X(avx512bw, Isa::kAvx512)        \
+    X(avx512dq, Isa::kAvx512)        \
+    X(avx512vl, Isa::kAvx512)        \
+    X(avx512bf16, Isa::kAvx512Bf16)  \
+    X(avx512vbmi, Isa::kAvx512Bf16)  \
+    X(avx512vbmi2, Isa::kAvx512Bf16)
+#else
+#define PRUNEKERN_NEEDED_FEATURES(X)
+#endif
+
 // Names of the features that `isa` needs and that are missing here; empty when it can run.
 inline std::vector<std::string> missing_features(Isa isa) {
     std::vector<std::string> missing;
 #if defined(__x86_64__)
-#define PRUNEKERN_NEED(name) \
-    if (!__builtin_cpu_supports(#name)) missing.emplace_back(#name);
     __builtin_cpu_init();
-    if (isa >= Isa::kAvx2) {
-        PRUNEKERN_NEED(avx2)
-        PRUNEKERN_NEED(fma)
-        PRUNEKERN_NEED(f16c)
-        PRUNEKERN_NEED(bmi)
-        PRUNEKERN_NEED(bmi2)
-        PRUNEKERN_NEED(popcnt)
-    }
-    if (isa >= Isa::kAvx512) {
-        PRUNEKERN_NEED(avx512f)
-        PRUNEKERN_NEED(avx512bw)
-        PRUNEKERN_NEED(avx512dq)
-        PRUNEKERN_NEED(avx512vl)
-    }
-    if (isa >= Isa::kAvx512Bf16) {
-        PRUNEKERN_NEED(avx512bf16)
-        PRUNEKERN_NEED(avx512vbmi)
-        PRUNEKERN_NEED(avx512vbmi2)
-    }
+#define PRUNEKERN_NEED(name, first) \
+    if (isa >= first && !__builtin_cpu_supports(#name)) missing.emplace_back(#name);
+    PRUNEKERN_NEEDED_FEATURES(PRUNEKERN_NEED)
 #undef PRUNEKERN_NEED
 #else
     if (isa != Isa::kScalar) missing.emplace_back("x86_64");
