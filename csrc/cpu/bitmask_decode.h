@@ -3,12 +3,10 @@
 //   one row tile (4 rows), one chunk (64 inputs):
 //
 //     bitmask   row 0 | row 1 | row 2 | row 3          64-bit words; bit j: weight j of the chunk
-//     kept values    row 0 ... | row 1 ... | row 2 .. | row 3 ....    as many as there are bits, no
-//     gaps
+//     values    row 0 ... | row 1 ... | row 2 .. | row 3 ....    one for each bit, no gaps
 //
-//     expand    bits     1 0 0 1 1 0 1 0 ...           one instruction on AVX-512, a 256-entry
-//     table
-//               values   a b c d e ...                 of shuffles on AVX2
+//     expand    bits     1 0 0 1 1 0 1 0 ...           one instruction on AVX-512,
+//               values   a b c d e ...                 a table of 256 shuffles on AVX2
 //               vector   a 0 0 b c 0 d 0 ...           then a dense multiply-add with x
 //
 // Four rows a tile, since their chunks follow each other in memory: one stream, and x loaded once

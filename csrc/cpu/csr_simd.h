@@ -2,8 +2,7 @@
 //
 //   values        row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
 //   col_indices   row 0 .......... | row 1 ... | row 2 ...... | ... | 64 of padding
-//   crow_indices  where each row starts                          what is read beyond a row is
-//   unused
+//   crow_indices  where each row starts       (what is read beyond the end of a row is not used)
 //
 // Few tokens: lanes are the kept weights of a row, x is gathered. More tokens: lanes are tokens,
 // see token_panel.h: a kept weight is broadcast, its column says which line of the panel it meets.
@@ -104,8 +103,12 @@ struct PanelRows {
             store(terms.weights + n, E::load_lanes(values + n));
             store_words(terms.offsets + n, mul_words(sub_words(column, first), stride));
             const int below = count_less(column, last);  // columns ascend: the leading lanes
-            n += below;
-            if (below < kLanes) break;
+            // A constant, not `below`: the next step need not wait for this one's comparison.
+            if (below < kLanes) {
+                n += below;
+                break;
+            }
+            n += kLanes;
         }
         n = std::min(n, left);  // the lanes beyond the row's end are the next row's
         terms.counts[0] = static_cast<int>(n);

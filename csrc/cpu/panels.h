@@ -4,8 +4,7 @@
 //   panel[line][token]   a 32-bit word a token, T vectors of tokens wide; a line is one input as
 //                        fp32 (token_panel.h) or two neighbouring ones as bf16 (bf16_pairs.h)
 //
-//   sums[row][token]     fp32, for kRowBlock rows at a time, so that they stay in L2 while K
-//   advances
+//   sums[row][token]     fp32, kRowBlock rows at a time: they stay in L2 while K advances
 #pragma once
 #include <algorithm>
 

@@ -11,8 +11,8 @@
 // A format only has to say which terms (weight, line of the panel) each of its rows has between two
 // inputs; the loop over them is the same for 2:4, bitmask and CSR.
 //
-// Limit: T FMAs and T + 1 loads a kept weight for kLanes * T tokens, at one or two of each a cycle:
-// dense time times density times (T + 1) / T. Nothing is gained from the zeros but not doing them.
+// Limit: T FMAs and T + 2 loads a kept weight for kLanes * T tokens, at one or two of each a cycle:
+// dense time times density times (T + 2) / T. Nothing is gained from the zeros but not doing them.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -25,7 +25,8 @@
 namespace prunekern {
 namespace {
 
-constexpr int kPanelVecs = 8;               // T at most: accumulators of one row
+// T at most: the sums of one row, beside its weight, in 16 or 32 registers; measured.
+constexpr int kPanelVecs = kLanes == 8 ? 11 : 8;
 constexpr int64_t kPanelBytes = 24 * 1024;  // of a 32 KB L1; the rest is terms and sums
 constexpr double kTermsPerVisit = 40;       // enough to pay for a visit to a row, measured
 constexpr int64_t kMaxBlockInputs = 1024;
@@ -92,7 +93,7 @@ PK_INLINE void add_terms(const float* panel, const float* weights, const uint32_
             const Vec weight = broadcast(weights[(j + way) * kTermStride]);
             const float* line =
                 reinterpret_cast<const float*>(base + offsets[(j + way) * kTermStride]);
-#pragma GCC unroll 8
+#pragma GCC unroll 11
             for (int t = 0; t < T; ++t)
                 acc[way][t] = fmadd(weight, load(line + t * kLanes), acc[way][t]);
         }
