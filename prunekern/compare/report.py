@@ -157,6 +157,7 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """(alternative text, base64 PNG) of each plot; none where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter
     except ImportError:
         return []
     colors = {"dense": "#555555", "csr": "#d08c1d", "bitmask": "#2a78c2", "2:4": "#2f9e5b"}
@@ -165,22 +166,19 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     def color(row: dict[str, Any]) -> str:
         return colors.get(row["storage"], "#b23a6f")
 
-    speed = Figure(figsize=(7.2, 4.4), layout="constrained")
+    speed = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = speed.add_subplot()
     for row in rows:
-        point = (row["decode_tokens_per_s"], row["perplexity"])
-        axes.scatter(*point, color=color(row), marker=markers[row["dtype"]], s=60, zorder=3)
-    # Variants of equal weights share a height: their labels go above and below in turn.
-    for i, row in enumerate(
-        sorted(rows, key=lambda r: (r["perplexity"], r["decode_tokens_per_s"]))
-    ):
-        axes.annotate(
-            row["variant"],
-            (row["decode_tokens_per_s"], row["perplexity"]),
-            textcoords="offset points",
-            xytext=(0, (8, -13, 18, -23)[i % 4]),
-            ha="center",
-            fontsize=7,
+        axes.scatter(
+            row["decode_tokens_per_s"],
+            row["perplexity"],
+            # Hollow: zeros that are stored and multiplied.
+            facecolor="white" if row["storage"] == "dense" != row["pattern"] else color(row),
+            edgecolor=color(row),
+            marker=markers[row["dtype"]],
+            s=70,
+            zorder=3,
+            label=row["variant"],
         )
     axes.set(
         xlabel="decode, tokens/s (right is better)",
@@ -188,10 +186,13 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         yscale="log",
         title="Speed against quality",
     )
-    axes.margins(0.15)
-    axes.grid(alpha=0.3)
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 0.5)))
+    axes.margins(0.1)
+    axes.grid(alpha=0.3, which="both")
+    speed.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
 
-    memory = Figure(figsize=(7.2, 4.4), layout="constrained")
+    memory = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = memory.add_subplot()
     names = [row["variant"] for row in rows][::-1]
     for part, shade in (("model_weight_bytes", 0.35), ("pruned_weight_bytes", 1.0)):
