@@ -1,0 +1,266 @@
+"""Launches PTX kernels on the CPU: ``Module(ptx_text).launch(name, grid, block, args, smem_bytes)``."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from . import ptx
+from .counters import Counters, RawBuffer, RawCounters
+
+HERE = Path(__file__).resolve().parent
+# Shared memory a block may have, in bytes, after opting in (CUDA C++ Programming Guide, compute capabilities).
+SHARED_LIMIT = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+
+
+class EmulationError(RuntimeError):
+    """The kernel did what the chip would not forgive: what, in which line, block and thread."""
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("host", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+        ("writable", ctypes.c_int32),
+    )
+
+
+def cache_directory() -> Path:
+    """Where the engine and compiled PTX are kept between runs: PRUNEKERN_TEST_CACHE or the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prunekern-tests"
+    directory = Path(os.environ.get("PRUNEKERN_TEST_CACHE", default))
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@functools.cache
+def engine() -> ctypes.CDLL:
+    """The C++ engine, built by CMake on first use and kept by the hash of its source and this CPU."""
+    sources = sorted((HERE / "engine").iterdir())
+    cpu = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in sources) + cpu.encode()).hexdigest()[:16]
+    library = cache_directory() / f"engine-{key}.so"
+    if not library.exists():
+        tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        cmake = shutil.which("cmake", path=tools)
+        if cmake is None:
+            raise RuntimeError("the emulator is built by CMake: pip install cmake ninja")
+        with tempfile.TemporaryDirectory() as build:
+            environment = {**os.environ, "PATH": tools}
+            for command in (
+                [cmake, "-S", str(HERE / "engine"), "-B", build, "-G", "Ninja"],
+                [cmake, "--build", build],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if done.returncode:
+                    raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+            # Two test processes may build at once: whoever ends last puts the same file in place.
+            made = library.with_suffix(f".{os.getpid()}")
+            shutil.copy(Path(build) / "libgpu_emulation.so", made)
+            made.replace(library)
+    lib = ctypes.CDLL(str(library))
+    lib.emu_decode.restype = ctypes.c_void_p
+    lib.emu_decode.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    lib.emu_message.restype = ctypes.c_char_p
+    lib.emu_unknown.restype = ctypes.c_char_p
+    lib.emu_unknown.argtypes = [ctypes.c_void_p]
+    return lib
+
+
+def _triple(value, what: str) -> tuple[int, int, int]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if not 1 <= len(values) <= 3 or any(v < 1 for v in values):
+        raise ValueError(f"{what} must be one to three numbers of at least 1, not {value!r}")
+    return values + (1,) * (3 - len(values))
+
+
+def _memory(value) -> tuple[int, int, bool] | None:
+    """(host address, bytes, writable) of a numpy array or a torch CPU tensor; None for anything else."""
+    if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous:
+            raise ValueError("a non-contiguous array: pass np.ascontiguousarray(...) of it")
+        return value.ctypes.data, value.nbytes, value.flags.writeable
+    if hasattr(value, "data_ptr"):
+        if value.device.type != "cpu":
+            raise ValueError(f"a tensor on {value.device}: the emulator runs on CPU tensors")
+        if not value.is_contiguous():
+            raise ValueError("a non-contiguous tensor: pass .contiguous() of it")
+        return value.data_ptr(), value.numel() * value.element_size(), True
+    return None
+
+
+class Module:
+    """PTX text with its kernels.
+
+    Args:
+        text: PTX as nvcc or Triton write it.
+    """
+
+    def __init__(self, text: str):
+        """Raises ``ptx.PtxError`` where the text is not PTX."""
+        self.source = ptx.Source(text)
+        self._programs: dict[str, tuple[ptx.Kernel, int]] = {}
+        self._globals = {
+            name: np.frombuffer(v.data or bytes(v.size), np.uint8).copy()
+            for name, v in self.source.globals.items()
+            if v.size
+        }
+        sizes = (ctypes.c_uint64 * len(self._globals))(*(len(v) for v in self._globals.values()))
+        bases = (ctypes.c_uint64 * len(self._globals))()
+        engine().emu_addresses(sizes, len(self._globals), bases)
+        for (name, _), base in zip(self._globals.items(), bases, strict=True):
+            self.source.globals[name].offset = base
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels."""
+        return self.source.kernels
+
+    def kernel_named(self, part: str) -> str:
+        """The one kernel whose name contains ``part``; LookupError if there is none or more."""
+        found = [name for name in self.kernels if part in name]
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} kernels contain {part!r}: {', '.join(self.kernels)}")
+        return found[0]
+
+    def unknown(self, name: str) -> list[str]:
+        """Instructions of the kernel that would stop it if reached, as "line opcode"."""
+        return engine().emu_unknown(self._program(name)[1]).decode().splitlines()
+
+    def _program(self, name: str) -> tuple[ptx.Kernel, int]:
+        if name not in self._programs:
+            kernel = self.source.kernel(name)
+            handle = engine().emu_decode(ptx.encode(kernel), name.encode())
+            self._programs[name] = (kernel, handle)
+        return self._programs[name]
+
+    def launch(
+        self, name, grid, block, args, smem_bytes: int = 0, *, seed: int = 0, races: bool = True,
+        limit: int = 200_000_000, names: list[str] | None = None,
+    ) -> Counters:  # fmt: skip
+        """Runs the kernel over the grid, block after block, and returns its counters.
+
+        Args:
+            name: of the entry in the PTX.
+            grid: blocks, one to three numbers.
+            block: threads, one to three numbers, 1024 at most in all.
+            args: one a parameter: numpy arrays and torch CPU tensors (contiguous; written in place) for
+                pointers, int, float and bool for scalars, bytes for structs, None for a null pointer.
+            smem_bytes: dynamic shared memory.
+            seed: other than 0, the order of the warps is shuffled by it.
+            races: check shared memory for races.
+            limit: warp instructions that one block may run before it counts as endless.
+            names: of the arguments in messages and counters; the parameters' own names without.
+
+        Raises:
+            KeyError: no such kernel.
+            TypeError, ValueError: arguments, grid, block or shared memory that do not fit.
+            EmulationError: a fault of the kernel.
+        """
+        kernel, handle = self._program(name)
+        grid, block = _triple(grid, "grid"), _triple(block, "block")
+        self._check_shape(kernel, block, smem_bytes)
+        if len(args) != len(kernel.parameters):
+            types = ", ".join(p.type for p in kernel.parameters)
+            raise TypeError(
+                f"{name} takes {len(kernel.parameters)} arguments ({types}), not {len(args)}"
+            )
+        buffers = [(n, v.ctypes.data, v.nbytes, True) for n, v in self._globals.items()]
+        slots: dict[int, int] = {}
+        for i, (value, parameter) in enumerate(zip(args, kernel.parameters, strict=True)):
+            memory = _memory(value)
+            if memory:
+                if parameter.size != 8:
+                    raise TypeError(
+                        f"argument {i} of {name} is a buffer, the parameter a .{parameter.type}"
+                    )
+                slots[i] = len(buffers)
+                buffers.append((names[i] if names else f"argument {i}", *memory))
+        sizes = (ctypes.c_uint64 * len(buffers))(*(b[2] for b in buffers))
+        bases = (ctypes.c_uint64 * len(buffers))()
+        engine().emu_addresses(sizes, len(buffers), bases)
+        params = bytearray(
+            sum(p.size for p in kernel.parameters[-1:])
+            + (kernel.parameters[-1].offset if kernel.parameters else 0)
+        )
+        for i, (value, parameter) in enumerate(zip(args, kernel.parameters, strict=True)):
+            raw = (
+                struct.pack("<Q", bases[slots[i]])
+                if i in slots
+                else _scalar(value, parameter, i, name)
+            )
+            params[parameter.offset : parameter.offset + parameter.size] = raw
+        table = (_Argument * len(buffers))(
+            *(_Argument(n.encode(), host, size, writable) for n, host, size, writable in buffers)
+        )
+        special = (ctypes.c_int32 * len(kernel.special))(*kernel.special.values())
+        counters, per_buffer = RawCounters(), (RawBuffer * len(buffers))()
+        failed = engine().emu_launch(
+            ctypes.c_void_p(handle), (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block),
+            bytes(params), ctypes.c_uint64(len(params)), table, len(buffers),
+            ctypes.c_uint32(kernel.shared_bytes), ctypes.c_uint32(smem_bytes), special, len(special),
+            ctypes.c_uint64(seed), ctypes.c_uint64(limit), int(races), ctypes.byref(counters), per_buffer,
+        )  # fmt: skip
+        if failed:
+            message = engine().emu_message().decode()
+            for number, file in self.source.files.items():
+                message = message.replace(f" of file {number},", f" of {file},")
+            raise EmulationError(message)
+        return Counters.of(
+            counters, [(b[0], raw) for b, raw in zip(buffers, per_buffer, strict=True)]
+        )
+
+    def _check_shape(self, kernel: ptx.Kernel, block, smem_bytes: int) -> None:
+        threads = math.prod(block)
+        if threads > 1024:
+            raise ValueError(f"{threads} threads a block: 1024 at most")
+        if kernel.required_block and block != kernel.required_block:
+            raise ValueError(
+                f"{kernel.name} was compiled for blocks of {kernel.required_block}, not {block}"
+            )
+        if kernel.maximum_block and threads > math.prod(kernel.maximum_block):
+            raise ValueError(
+                f"{kernel.name} was compiled for at most {math.prod(kernel.maximum_block)} threads"
+            )
+        digits = "".join(c for c in self.source.target if c.isdigit())
+        limit = SHARED_LIMIT.get(int(digits or 0), 227) * 1024
+        if smem_bytes < 0 or kernel.shared_bytes + smem_bytes > limit:
+            raise ValueError(
+                f"{kernel.shared_bytes} + {smem_bytes} bytes of shared memory: {self.source.target} has {limit} a block"
+            )
+
+
+def _scalar(value, parameter: ptx.Parameter, index: int, name: str) -> bytes:
+    """The parameter's bytes; TypeError or ValueError where the value does not fit its type."""
+    where = f"argument {index} of {name}: "
+    size, kind = parameter.size, parameter.type
+    if isinstance(value, bytes | bytearray):
+        if len(value) != size:
+            raise ValueError(f"{where}{len(value)} bytes for a parameter of {size}")
+        return bytes(value)
+    if value is None and size == 8:
+        return bytes(8)
+    if isinstance(value, float) and not kind.startswith("f") and kind[0] != "b":
+        raise TypeError(f"{where}a float for a .{kind}")
+    if kind in ("f32", "f64") or isinstance(value, float):
+        if size not in (4, 8) or not isinstance(value, int | float):
+            raise TypeError(f"{where}{type(value).__name__} for a .{kind} of {size} bytes")
+        return struct.pack("<f" if size == 4 else "<d", value)
+    if isinstance(value, int | np.integer) and size <= 8:
+        value = int(value)
+        if not -(1 << 8 * size - 1) <= value < 1 << 8 * size:
+            raise ValueError(f"{where}{value} does not fit {size} bytes")
+        return (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+    raise TypeError(f"{where}{type(value).__name__} for a .{kind} of {size} bytes")

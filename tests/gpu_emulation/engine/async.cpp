@@ -1,0 +1,143 @@
+// cp.async: copies from global to shared memory that land when their group is waited for, and not
+// before.
+//
+//   issue          destination poisoned, bytes kept aside        commit_group    closes the lane's
+//   open group wait_group n   all but the newest n groups of the lane land: bytes written, poison
+//   gone
+//
+// So a missing wait reads poison, and a copy into a buffer that another warp may still be reading
+// is a race at issue.
+#include <algorithm>
+#include <bit>
+
+#include "machine.h"
+
+namespace emu {
+
+void count_phase(const uint32_t* at, int n, uint32_t size, uint64_t& wavefronts, uint64_t& ideal);
+void count_shared(const uint32_t* at, uint32_t mask, uint32_t size, uint64_t& wavefronts,
+                  uint64_t& ideal);
+
+static void land(Warp& w, int lane, const std::vector<PendingCopy>& copies) {
+    for (const PendingCopy& c : copies) {
+        shared_write(w, lane, c.address, c.size);
+        std::memcpy(w.block->shared.data() + c.address, c.data, c.size);
+        std::memset(w.block->poison.data() + c.address, 0, c.size);
+    }
+}
+
+void land_copies(Warp& w, int lane, size_t keep) {
+    auto& sent = w.sent[lane];
+    while (sent.size() > keep) {
+        land(w, lane, sent.front());
+        sent.erase(sent.begin());
+    }
+}
+
+namespace {
+
+// cp.async.{ca,cg}.shared.global [dst], [src], cp-size{, src-size | ignore-src}{, cache-policy}
+Step copy(Warp& w, Group&, const Instruction& in, uint32_t mask) {
+    const Operand &to = in.ops[0], &from = in.ops[1];
+    auto size = static_cast<uint32_t>(lane_bits(w, in.ops[2], 0));
+    if (size != 4 && size != 8 && size != 16)
+        w.fault("cp.async of " + std::to_string(size) + " bytes: 4, 8 or 16");
+    const Operand* length = in.mode[0] ? nullptr : in.count > 3 ? &in.ops[3] : nullptr;
+    uint32_t bad = poisoned(w, to) | poisoned(w, from) | (length ? poisoned(w, *length) : 0);
+    if (bad & mask) w.fault("address or size is uninitialised", std::countr_zero(bad & mask));
+    uint32_t shared[32];
+    uint64_t sectors[64];
+    int count = 0;
+    Buffer* buffer = nullptr;
+    for (int l = 0; l < 32; ++l) {
+        if (!(mask >> l & 1)) continue;
+        uint64_t at = address(w, to, l), source_at = address(w, from, l);
+        uint32_t bytes = size;
+        if (length) {
+            bool ignore = length->bits == 1;
+            bytes = ignore ? (lane_bits(w, *length, l) ? 0 : size)
+                           : static_cast<uint32_t>(lane_bits(w, *length, l));
+            if (bytes > size) w.fault("src-size " + std::to_string(bytes) + " exceeds cp-size", l);
+        }
+        check_shared(w, l, at, size, size);
+        PendingCopy c{static_cast<uint32_t>(at), size, {}};
+        if (bytes) {
+            if (source_at % size) w.fault("misaligned global address of cp.async", l);
+            const uint8_t* p = bytes == size || (bytes & (bytes - 1)) == 0
+                                   ? global_at(w, l, source_at, bytes, false)
+                                   : nullptr;
+            if (!p) {  // an odd number of bytes: each by itself
+                for (uint32_t i = 0; i < bytes; ++i)
+                    c.data[i] = *global_at(w, l, source_at + i, 1, false);
+            } else {
+                std::memcpy(c.data, p, bytes);
+            }
+            buffer = w.machine->find(source_at);
+            for (uint64_t s = source_at / 32; s <= (source_at + bytes - 1) / 32; ++s)
+                sectors[count++] = s;
+            for (uint64_t i = source_at - buffer->base; i < source_at - buffer->base + bytes; ++i)
+                buffer->touched[0][i / 64] |= 1ull << (i % 64);
+            buffer->asked[0] += bytes;
+        }
+        shared_write(w, l, static_cast<uint32_t>(at), size);
+        std::memset(w.block->poison.data() + at, 1, size);
+        shared[l] = static_cast<uint32_t>(at);
+        w.open[l].push_back(c);
+    }
+    Counters& c = w.machine->counters;
+    count_shared(shared, mask, size, c.async_wavefronts, c.async_ideal);
+    if (buffer) {
+        std::sort(sectors, sectors + count);
+        count = static_cast<int>(std::unique(sectors, sectors + count) - sectors);
+        buffer->sectors[0] += count;
+        for (int i = 0; i < count; ++i) sectors[i] /= 4;
+        buffer->lines[0] += std::unique(sectors, sectors + count) - sectors;
+        buffer->requests[0]++;
+    }
+    return Step::kNext;
+}
+
+Step commit(Warp& w, Group&, const Instruction&, uint32_t mask) {
+    for (int l = 0; l < 32; ++l)
+        if (mask >> l & 1) {
+            w.sent[l].push_back(std::move(w.open[l]));
+            w.open[l].clear();
+        }
+    return Step::kNext;
+}
+
+// mode: wait for all, the open group too
+Step wait(Warp& w, Group&, const Instruction& in, uint32_t mask) {
+    size_t keep = in.mode[0] ? 0 : lane_bits(w, in.ops[0], 0);
+    for (int l = 0; l < 32; ++l)
+        if (mask >> l & 1) {
+            land_copies(w, l, keep);
+            if (in.mode[0]) {
+                land(w, l, w.open[l]);
+                w.open[l].clear();
+            }
+        }
+    return Step::kNext;
+}
+
+}  // namespace
+
+bool bind_async(const Opcode& op, Instruction& in) {
+    if (op.base != "cp" || op.modifiers.empty() || op.modifiers[0] != "async" || op.has("bulk") ||
+        op.has("mbarrier"))
+        return false;
+    in.kind = Class::kAsync;
+    if (op.has("commit_group")) return in.handler = commit, true;
+    if (op.has("wait_group") || op.has("wait_all")) {
+        in.mode[0] = op.has("wait_all");
+        in.handler = wait;
+        return true;
+    }
+    if (!op.has("ca") && !op.has("cg")) return false;
+    // with a cache hint and no size the fourth operand is the 64-bit policy
+    in.mode[0] = op.has("L2::cache_hint") && in.count == 4;
+    in.handler = copy;
+    return true;
+}
+
+}  // namespace emu

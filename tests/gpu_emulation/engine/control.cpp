@@ -1,0 +1,112 @@
+// Branches, the ends of threads, barriers and fences.
+#include <bit>
+
+#include "machine.h"
+
+namespace emu {
+namespace {
+
+Step branch(Warp&, Group&, const Instruction&, uint32_t) { return Step::kBranch; }
+Step leave(Warp&, Group&, const Instruction&, uint32_t) { return Step::kExit; }
+Step nothing(Warp&, Group&, const Instruction&, uint32_t) { return Step::kNext; }
+Step trap(Warp& w, Group&, const Instruction&, uint32_t) {
+    w.fault("the kernel stopped itself (trap)");
+}
+Step call(Warp& w, Group&, const Instruction& in, uint32_t) {
+    const std::string& what = w.machine->program->opcodes[in.opcode];
+    w.fault("a call is reached (" + what +
+            "): a device-side assertion or printf, or a function that was not inlined; functions "
+            "are not emulated");
+}
+
+void order_lanes(Warp& w) {
+    w.tick();
+    w.lanes_synced = w.now() - 1;
+}
+
+Step warp_sync(Warp& w, Group&, const Instruction&, uint32_t) {
+    order_lanes(w);
+    return Step::kNext;
+}
+
+// bar.sync a{, b}, bar.arrive a, b, bar.red.op: threads are counted, not warps. mode: arrive only,
+// reduction (0 none, 1 popc, 2 and, 3 or), operand of the barrier's number
+Step barrier(Warp& w, Group& g, const Instruction& in, uint32_t mask) {
+    Block& b = *w.block;
+    int at = in.mode[2], lane = std::countr_zero(mask);
+    auto id = static_cast<uint32_t>(lane_bits(w, in.ops[at], lane));
+    if (id > 15) w.fault("barrier " + std::to_string(id) + ": a block has 16");
+    bool counted = in.count > at + 1 + (in.mode[1] != 0);
+    uint32_t expected = 0;
+    if (counted) {
+        expected = static_cast<uint32_t>(lane_bits(w, in.ops[at + 1], lane));
+        if (!expected || expected % 32)
+            w.fault("a barrier's thread count must be a multiple of 32, not " +
+                    std::to_string(expected));
+    } else if (in.mode[0]) {
+        w.fault("bar.arrive needs a thread count");
+    }
+    Barrier& bar = b.barriers[id];
+    if (bar.arrived && bar.expected != expected)
+        w.fault("barrier " + std::to_string(id) + " is joined with different thread counts");
+    if (in.mode[1]) {
+        uint32_t p = predicate(w, in.ops[in.count - 1]);
+        if (poisoned(w, in.ops[in.count - 1]) & mask)
+            w.fault("the barrier's predicate is uninitialised");
+        if (!bar.arrived) bar.reduction = in.mode[1] == 2 ? 1 : 0;
+        int count = std::popcount(p & mask);
+        bar.reduction = in.mode[1] == 1   ? bar.reduction + count
+                        : in.mode[1] == 2 ? bar.reduction && count == std::popcount(mask)
+                                          : bar.reduction || count;
+    }
+    order_lanes(w);
+    if (!bar.arrived) bar.clock = VectorClock();
+    bar.clock.join(w.clock);
+    // what this warp does from here on is not covered by the barrier's clock
+    order_lanes(w);
+    bar.expected = expected;
+    bar.arrived += std::popcount(mask);
+    w.machine->counters.barriers++;
+    if (in.mode[0]) return Step::kNext;
+    g.wait = Wait::kBarrier;
+    g.barrier = static_cast<int32_t>(id);
+    return Step::kBlock;
+}
+
+}  // namespace
+
+bool bind_control(const Opcode& op, Instruction& in) {
+    auto base = op.base;
+    in.kind = Class::kControl;
+    if (base == "bra") {
+        in.handler = branch;
+        in.control = true;
+        return in.count == 1 && in.ops[0].kind == kLabel;
+    }
+    if (base == "ret" || base == "exit") return in.handler = leave, in.control = true;
+    if (base == "trap" || base == "brkpt") return in.handler = trap, true;
+    if (base == "call") return in.handler = call, true;
+    if (base == "nanosleep" || base == "membar" || base == "fence" || base == "pragma" ||
+        base == "setmaxnreg" || base == "griddepcontrol")
+        return in.handler = nothing, true;
+    if (base == "bar" || base == "barrier") {
+        in.kind = Class::kBarrier;
+        in.control = true;
+        if (op.has("warp")) {
+            in.sync_mask = 0;
+            in.handler = warp_sync;
+            return true;
+        }
+        if (op.has("cluster")) return false;
+        bool red = op.has("red");
+        in.mode[0] = op.has("arrive");
+        in.mode[1] = red ? (op.has("popc") ? 1 : op.has("and") ? 2 : 3) : 0;
+        in.mode[2] = red ? 1 : 0;
+        in.aligned = base == "bar" || op.has("aligned");
+        in.handler = barrier;
+        return true;
+    }
+    return false;
+}
+
+}  // namespace emu

@@ -1,0 +1,257 @@
+// The machine's state: buffers in a guarded address space, blocks with their shared memory, warps
+// with their lanes.
+//
+//   warp's register file: rows of 32 lanes x 32 bits      poison: one bit a lane and row
+//     row r    | l0 | l1 | ... | l31 |                      uint32_t poison[r]
+//     64 bits: two rows read as 32 x uint64_t               (of its first row)
+//     predicate: word 0 of its row holds a bit a lane
+//
+//   addresses: global buffers at kGlobal + i * (size + 64 MiB); windows for shared, local and
+//   parameters below.
+#pragma once
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "program.h"
+
+namespace emu {
+
+constexpr uint64_t kSharedWindow = 1ull << 40, kLocalWindow = 2ull << 40, kParamWindow = 3ull << 40,
+                   kWindow = 1ull << 40;
+constexpr uint64_t kGlobal = 16ull << 40, kGap = 64ull << 20;
+constexpr int kMaxWarps = 32;
+
+struct Fault : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct Buffer {
+    std::string name;
+    uint64_t base = 0, size = 0;
+    uint8_t* host = nullptr;
+    bool writable = true;
+    std::vector<uint64_t> touched[2];  // a bit a byte: read, written
+    uint64_t asked[2] = {}, sectors[2] = {}, lines[2] = {}, requests[2] = {};
+};
+
+struct Counters {
+    uint64_t by_class[static_cast<int>(Class::kCount)] = {};
+    uint64_t instructions = 0, macs = 0, sparse_macs = 0, atomics = 0, barriers = 0;
+    uint64_t shared_wavefronts[2] = {}, shared_ideal[2] = {},
+             shared_bytes[2] = {};  // reads, writes
+    uint64_t ldmatrix_wavefronts = 0, ldmatrix_ideal = 0, async_wavefronts = 0, async_ideal = 0;
+};
+
+using Clock = uint32_t;
+struct VectorClock {
+    Clock at[kMaxWarps + 1] = {};  // the last is the asynchronous proxy
+    void join(const VectorClock& other) {
+        for (int i = 0; i <= kMaxWarps; ++i) at[i] = at[i] > other.at[i] ? at[i] : other.at[i];
+    }
+};
+
+// Why a group of lanes does not run.
+enum class Wait : uint8_t { kNone, kLanes, kBarrier, kMbarrier };
+
+struct Group {
+    uint32_t mask = 0;
+    int32_t pc = 0;
+    Wait wait = Wait::kNone;
+    int32_t barrier = 0;
+    uint32_t address = 0, parity = 0;
+};
+
+// One cp.async of one lane, landing when its group is waited for.
+struct PendingCopy {
+    uint32_t address, size;
+    uint8_t data[16];
+};
+
+struct Block;
+struct Machine;
+
+struct Warp {
+    Machine* machine = nullptr;
+    Block* block = nullptr;
+    int index = 0;
+    std::vector<Group> groups;
+    std::vector<uint32_t> registers, poison;
+    uint32_t* regs = nullptr;
+    uint32_t live = 0;
+    VectorClock clock;
+    Clock lanes_synced =
+        0;  // own clock at the last point where the warp's lanes saw each other's writes
+    std::vector<uint8_t> local, local_poison;
+    std::vector<PendingCopy> open[32];               // issued, not yet committed
+    std::vector<std::vector<PendingCopy>> sent[32];  // committed groups, oldest first
+    const Instruction* current = nullptr;
+    uint32_t current_mask = 0;
+
+    [[noreturn]] void fault(const std::string& what, int lane = -1) const;
+    Clock now() const { return clock.at[index]; }
+    void tick() { ++clock.at[index]; }
+};
+
+// Who wrote a byte of shared memory last, and when, on that warp's clock.
+struct Writer {
+    Clock clock;
+    uint8_t warp, lane;
+};
+
+struct Barrier {
+    uint32_t arrived = 0, expected = 0;
+    VectorClock clock;
+    int reduction = 0;
+};
+
+struct Block {
+    Machine* machine = nullptr;
+    uint32_t id[3] = {};
+    uint64_t linear = 0;
+    std::vector<Warp> warps;
+    std::vector<uint8_t> shared, poison;
+    std::vector<Writer> writers;
+    std::vector<Clock> readers;  // [warp][byte]
+    std::vector<uint8_t> reader_lane;
+    Barrier barriers[16];
+    std::unordered_map<uint64_t, VectorClock> released;  // by address of an atomic
+    uint32_t threads_live() const;
+};
+
+struct Machine {
+    const Program* program = nullptr;
+    std::vector<Buffer> buffers;
+    std::vector<uint8_t> params;
+    uint32_t grid[3] = {1, 1, 1}, threads[3] = {1, 1, 1};
+    uint32_t shared_bytes = 0, dynamic_bytes = 0;
+    uint64_t seed = 0, limit = 0;
+    bool check_races = true;
+    std::vector<int32_t> special;  // rows of the special registers in the order of ptx.SPECIAL
+    Counters counters;
+    size_t last_buffer = 0;
+    std::unordered_map<uint64_t, VectorClock> released;
+
+    Buffer* find(uint64_t address) {
+        if (last_buffer < buffers.size()) {
+            Buffer& b = buffers[last_buffer];
+            if (address - b.base < b.size) return &b;
+        }
+        for (size_t i = 0; i < buffers.size(); ++i)
+            if (address - buffers[i].base < buffers[i].size) return last_buffer = i, &buffers[i];
+        return nullptr;
+    }
+    void run();
+    void run_block(Block&);
+};
+
+// ---- registers
+// -------------------------------------------------------------------------------------------------------------
+
+template <class T>
+using Storage = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+
+template <class T>
+inline const Storage<T>* source(const Warp& w, const Operand& o) {
+    const uint32_t* row = o.is_register() ? w.regs + int64_t{o.index} * 32
+                                          : w.machine->program->constants.data() +
+                                                int64_t{o.index} * 96 + (sizeof(T) == 8 ? 32 : 0);
+    return reinterpret_cast<const Storage<T>*>(row);
+}
+
+inline uint32_t poisoned(const Warp& w, const Operand& o) {
+    return o.is_register() ? w.poison[o.index] : 0;
+}
+
+template <class T>
+inline T from_storage(Storage<T> s) {
+    T out;
+    std::memcpy(&out, &s, sizeof out);
+    return out;
+}
+
+template <class T>
+inline Storage<T> to_storage(T value) {
+    Storage<T> s = 0;
+    std::memcpy(&s, &value, sizeof value);
+    return s;
+}
+
+// A lane of any register as 64 bits, zero-extended.
+inline uint64_t lane_bits(const Warp& w, const Operand& o, int lane) {
+    if (!o.is_register()) return source<uint64_t>(w, o)[lane];
+    if (o.bits == 64) return source<uint64_t>(w, o)[lane];
+    if (o.bits == 1) return w.regs[int64_t{o.index} * 32] >> lane & 1;
+    uint32_t value = source<uint32_t>(w, o)[lane];
+    return o.bits == 16 ? value & 0xffff : o.bits == 8 ? value & 0xff : value;
+}
+
+inline void set_lane(Warp& w, const Operand& o, int lane, uint64_t value, bool poison) {
+    if (o.kind == kSink) return;
+    uint32_t* row = w.regs + int64_t{o.index} * 32;
+    if (o.bits == 64)
+        reinterpret_cast<uint64_t*>(row)[lane] = value;
+    else if (o.bits == 1)
+        row[0] = (row[0] & ~(1u << lane)) | static_cast<uint32_t>(value & 1) << lane;
+    else
+        row[lane] = o.bits == 16 ? value & 0xffff : static_cast<uint32_t>(value);
+    uint32_t& p = w.poison[o.index];
+    p = (p & ~(1u << lane)) | (poison ? 1u << lane : 0);
+}
+
+inline void set_poison(Warp& w, const Operand& o, uint32_t mask, uint32_t poison) {
+    uint32_t& p = w.poison[o.index];
+    p = (p & ~mask) | (poison & mask);
+}
+
+template <class T>
+inline void write(Warp& w, const Operand& o, const Storage<T>* values, uint32_t mask,
+                  uint32_t poison) {
+    if (o.kind == kSink) return;
+    auto* row = reinterpret_cast<Storage<T>*>(w.regs + int64_t{o.index} * 32);
+    if (mask == 0xffffffffu)
+        std::memcpy(row, values, 32 * sizeof *row);
+    else
+        for (int l = 0; l < 32; ++l)
+            if (mask >> l & 1) row[l] = values[l];
+    set_poison(w, o, mask, poison);
+}
+
+inline uint32_t predicate(const Warp& w, const Operand& o) {
+    uint32_t value =
+        o.is_register() ? w.regs[int64_t{o.index} * 32] : (source<uint32_t>(w, o)[0] ? ~0u : 0u);
+    return o.negated && o.is_register() ? ~value : value;
+}
+
+inline void set_predicate(Warp& w, const Operand& o, uint32_t value, uint32_t mask,
+                          uint32_t poison) {
+    if (o.kind == kSink) return;
+    uint32_t& row = w.regs[int64_t{o.index} * 32];
+    row = (row & ~mask) | (value & mask);
+    set_poison(w, o, mask, poison);
+}
+
+inline uint64_t address(const Warp& w, const Operand& o, int lane) {
+    uint64_t base = o.is_register() ? (o.bits == 64 ? source<uint64_t>(w, o)[lane]
+                                                    : source<uint32_t>(w, o)[lane])
+                                    : source<uint64_t>(w, o)[lane];
+    return base + static_cast<uint64_t>(o.offset);
+}
+
+// ---- shared memory with shadow (shared.cpp)
+// -----------------------------------------------------------------------------------
+
+std::string place(const Warp&, const Instruction&);
+void check_shared(Warp&, int lane, uint64_t at, uint64_t size, uint64_t align);
+// Records the access for the race check; data and poison move separately.
+void shared_read(Warp&, int lane, uint32_t at, uint32_t size);
+void shared_write(Warp&, int lane, uint32_t at, uint32_t size);
+bool shared_poison(const Warp&, uint32_t at, uint32_t size);
+uint8_t* global_at(Warp&, int lane, uint64_t at, uint64_t size, bool writing);
+void land_copies(Warp&, int lane, size_t keep);
+bool complete_mbarrier(Block&, uint32_t at, uint32_t parity);
+
+}  // namespace emu

@@ -1,0 +1,136 @@
+// Small floating-point formats: decoding to double, encoding from double with one rounding.
+//
+//   f16  s eeeee mmmmmmmmmm      bf16 s eeeeeeee mmmmmmm      tf32 s eeeeeeee mmmmmmmmmm (0 x 13)
+//   e4m3 s eeee mmm (no inf, NaN = all ones)                  e5m2 s eeeee mm
+#pragma once
+#include <cfenv>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace emu {
+
+// The chip's NaN results are one pattern whatever the operands' payloads were (PTX ISA,
+// "Floating-Point Instructions").
+template <class T>
+inline T canonical(T value) {
+    if (!std::isnan(value)) return value;
+    if constexpr (sizeof(T) == 4) {
+        uint32_t bits = 0x7fffffff;
+        std::memcpy(&value, &bits, 4);
+    } else {
+        uint64_t bits = 0x7fffffffffffffffull;
+        std::memcpy(&value, &bits, 8);
+    }
+    return value;
+}
+
+enum class Round : uint8_t { kNearestEven, kZero, kDown, kUp, kNearestAway };
+
+template <int kExponent, int kMantissa, bool kInfinity>
+struct Format {
+    static constexpr int kBias = (1 << (kExponent - 1)) - 1;
+    static constexpr uint32_t kSign = 1u << (kExponent + kMantissa);
+    static constexpr uint32_t kTop = (1u << kExponent) - 1;
+    // The largest finite value's bits; without infinities only the all-ones pattern is taken, by
+    // NaN.
+    static constexpr uint32_t kLargest =
+        kInfinity ? (kTop << kMantissa) - 1 : (kTop << kMantissa | ((1u << kMantissa) - 2));
+    static constexpr uint32_t kNan = kSign - 1;
+
+    static double decode(uint32_t bits) {
+        uint32_t exponent = bits >> kMantissa & kTop, mantissa = bits & ((1u << kMantissa) - 1);
+        double value;
+        if (exponent == kTop && (kInfinity || mantissa == (1u << kMantissa) - 1)) {
+            value = kInfinity && mantissa == 0 ? std::numeric_limits<double>::infinity()
+                                               : std::numeric_limits<double>::quiet_NaN();
+        } else if (exponent == 0) {
+            value = std::ldexp(static_cast<double>(mantissa), 1 - kBias - kMantissa);
+        } else {
+            uint64_t wide = static_cast<uint64_t>(static_cast<int>(exponent) - kBias + 1023) << 52 |
+                            static_cast<uint64_t>(mantissa) << (52 - kMantissa);
+            std::memcpy(&value, &wide, 8);
+        }
+        return bits & kSign ? -value : value;
+    }
+
+    // saturate: finite values beyond the largest, and infinities, become the largest.
+    static uint16_t encode(double value, Round round = Round::kNearestEven, bool saturate = false) {
+        if (std::isnan(value)) return static_cast<uint16_t>(kNan);
+        uint32_t sign = std::signbit(value) ? kSign : 0;
+        double magnitude = std::fabs(value);
+        if (std::isinf(magnitude))
+            return static_cast<uint16_t>(sign | (saturate    ? kLargest
+                                                 : kInfinity ? kTop << kMantissa
+                                                             : kNan));
+        if (magnitude == 0) return static_cast<uint16_t>(sign);
+        int exponent;
+        std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
+        int unit = std::max(exponent - 1, 1 - kBias) - kMantissa;
+        double scaled = std::ldexp(magnitude, -unit), floor = std::floor(scaled),
+               rest = scaled - floor;
+        bool up = false;
+        switch (round) {
+            case Round::kNearestEven:
+                up = rest > 0.5 || (rest == 0.5 && std::fmod(floor, 2) != 0);
+                break;
+            case Round::kNearestAway: up = rest >= 0.5; break;
+            case Round::kZero: break;
+            case Round::kDown: up = sign && rest > 0; break;
+            case Round::kUp: up = !sign && rest > 0; break;
+        }
+        // Counting units from zero gives the bits: the exponent's step falls out of the carry.
+        auto count = static_cast<uint64_t>(floor + up);
+        int64_t top =
+            std::max(exponent - 1, 1 - kBias) + kBias;  // biased exponent, 1 for subnormals
+        uint64_t bits = count + (static_cast<uint64_t>(top - 1) << kMantissa);
+        if (bits > kLargest) {
+            bool toward = round == Round::kZero || (round == Round::kDown && !sign) ||
+                          (round == Round::kUp && sign);
+            bits = saturate || toward ? kLargest
+                   : kInfinity        ? static_cast<uint64_t>(kTop) << kMantissa
+                                      : kNan;
+        }
+        return static_cast<uint16_t>(sign | bits);
+    }
+};
+using Half = Format<5, 10, true>;
+using Bfloat = Format<8, 7, true>;
+using E4m3 = Format<4, 3, false>;
+using E5m2 = Format<5, 2, true>;
+
+// a * b + c as a double rounded to odd, so that a second rounding to a short format is right.
+inline double fused(double a, double b, double c) {
+    double product = a * b;  // exact: at most 22 bits
+    double sum = product + c;
+    double back = sum - product, error = (product - (sum - back)) + (c - back);
+    if (error != 0 && std::isfinite(sum)) {
+        uint64_t bits;
+        std::memcpy(&bits, &sum, 8);
+        if (!(bits & 1)) {
+            bits += (error > 0) == (sum > 0) ? 1 : -1;
+            std::memcpy(&sum, &bits, 8);
+        }
+    }
+    return sum;
+}
+
+inline float tf32_round(float value) {  // cvt.rna.tf32.f32: to nearest, ties away
+    if (!std::isfinite(value)) return canonical(value);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    bits = (bits + 0x1000) & ~0x1fffu;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// What the tensor core sees of an fp32 register given as tf32: the low 13 bits are ignored.
+inline double tf32_seen(uint32_t bits) {
+    bits &= ~0x1fffu;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+}  // namespace emu
