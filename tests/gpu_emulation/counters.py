@@ -1,4 +1,4 @@
-"""What a launch did, as numbers: instructions by class, tensor-core work, bytes and sectors, bank conflicts."""
+"""What a launch did: instructions by class, tensor-core work, bytes and sectors, conflicts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 # In the order of engine/program.h.
 CLASSES = (
-    "integer", "float", "half", "convert", "move", "predicate", "global", "shared", "local", "param",
-    "async", "atomic", "mma", "mma_sparse", "control", "barrier", "shuffle",
+    "integer", "float", "half", "convert", "move", "predicate", "global", "shared", "local",
+    "param", "async", "atomic", "mma", "mma_sparse", "control", "barrier", "shuffle",
 )  # fmt: skip
 _PAIR = ctypes.c_uint64 * 2
 
@@ -45,8 +45,8 @@ class RawBuffer(ctypes.Structure):
 class Traffic:
     """One direction of one buffer.
 
-    asked: bytes that lanes asked for; distinct: bytes of the buffer touched at least once; sectors and lines:
-    32-byte sectors and 128-byte lines, summed over requests (one a warp instruction).
+    asked: bytes that lanes asked for; distinct: bytes of the buffer touched at least once; sectors
+    and lines: 32-byte sectors and 128-byte lines, summed over requests (one a warp instruction).
     """
 
     requests: int = 0
@@ -58,14 +58,15 @@ class Traffic:
 
 @dataclass
 class Counters:
-    """Counts of one launch; instructions are warp instructions, MACs multiply-adds of stored values.
+    """Counts of one launch: warp instructions, and MACs as multiply-adds of stored values.
 
     Attributes:
         instructions: all of them, those whose guard turned every lane off included.
         by_class: instructions that ran, by the names in ``CLASSES``.
         macs, sparse_macs: of mma, and of mma.sp (stored values only).
         reads, writes: ``Traffic`` by buffer name, global memory.
-        conflicts: wavefronts beyond the least possible, by ``load``, ``store``, ``ldmatrix``, ``cp_async``.
+        conflicts: wavefronts beyond the least possible, by ``load``, ``store``, ``ldmatrix`` and
+            ``cp_async``.
         wavefronts: all of them, by the same names.
     """
 

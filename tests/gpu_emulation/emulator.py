@@ -1,4 +1,4 @@
-"""Launches PTX kernels on the CPU: ``Module(ptx_text).launch(name, grid, block, args, smem_bytes)``."""
+"""Launches PTX kernels on the CPU: ``Module(text).launch(name, grid, block, args, smem_bytes)``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from . import ptx
 from .counters import Counters, RawBuffer, RawCounters
 
 HERE = Path(__file__).resolve().parent
-# Shared memory a block may have, in bytes, after opting in (CUDA C++ Programming Guide, compute capabilities).
+# KiB of shared memory that a block may opt in to (CUDA C++ Programming Guide, compute
+# capabilities).
 SHARED_LIMIT = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
@@ -38,7 +39,7 @@ class _Argument(ctypes.Structure):
 
 
 def cache_directory() -> Path:
-    """Where the engine and compiled PTX are kept between runs: PRUNEKERN_TEST_CACHE or the user's cache."""
+    """Where engine and PTX are kept between runs: PRUNEKERN_TEST_CACHE or the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prunekern-tests"
     directory = Path(os.environ.get("PRUNEKERN_TEST_CACHE", default))
     directory.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def cache_directory() -> Path:
 
 @functools.cache
 def engine() -> ctypes.CDLL:
-    """The C++ engine, built by CMake on first use and kept by the hash of its source and this CPU."""
+    """The C++ engine, built by CMake on first use, kept by the hash of its source and this CPU."""
     sources = sorted((HERE / "engine").iterdir())
     cpu = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in sources) + cpu.encode()).hexdigest()[:16]
@@ -87,7 +88,7 @@ def _triple(value, what: str) -> tuple[int, int, int]:
 
 
 def _memory(value) -> tuple[int, int, bool] | None:
-    """(host address, bytes, writable) of a numpy array or a torch CPU tensor; None for anything else."""
+    """(host address, bytes, writable) of a numpy array or a torch CPU tensor, else None."""
     if isinstance(value, np.ndarray):
         if not value.flags.c_contiguous:
             raise ValueError("a non-contiguous array: pass np.ascontiguousarray(...) of it")
@@ -99,6 +100,14 @@ def _memory(value) -> tuple[int, int, bool] | None:
             raise ValueError("a non-contiguous tensor: pass .contiguous() of it")
         return value.data_ptr(), value.numel() * value.element_size(), True
     return None
+
+
+def _addresses(sizes) -> list[int]:
+    """Addresses of buffers of these sizes: in order, with a gap after each."""
+    sizes = list(sizes)
+    bases = (ctypes.c_uint64 * len(sizes))()
+    engine().emu_addresses((ctypes.c_uint64 * len(sizes))(*sizes), len(sizes), bases)
+    return list(bases)
 
 
 class Module:
@@ -117,9 +126,7 @@ class Module:
             for name, v in self.source.globals.items()
             if v.size
         }
-        sizes = (ctypes.c_uint64 * len(self._globals))(*(len(v) for v in self._globals.values()))
-        bases = (ctypes.c_uint64 * len(self._globals))()
-        engine().emu_addresses(sizes, len(self._globals), bases)
+        bases = _addresses(len(v) for v in self._globals.values())
         for (name, _), base in zip(self._globals.items(), bases, strict=True):
             self.source.globals[name].offset = base
 
@@ -139,6 +146,11 @@ class Module:
         """Instructions of the kernel that would stop it if reached, as "line opcode"."""
         return engine().emu_unknown(self._program(name)[1]).decode().splitlines()
 
+    def addresses(self, memory: dict) -> dict[str, int]:
+        """Where ``launch(..., memory=memory)`` puts its buffers, in the kernel's address space."""
+        sizes = [_memory(v)[1] for v in {**self._globals, **memory}.values()]
+        return dict(zip(memory, _addresses(sizes)[len(self._globals) :], strict=True))
+
     def _program(self, name: str) -> tuple[ptx.Kernel, int]:
         if name not in self._programs:
             kernel = self.source.kernel(name)
@@ -148,7 +160,7 @@ class Module:
 
     def launch(
         self, name, grid, block, args, smem_bytes: int = 0, *, seed: int = 0, races: bool = True,
-        limit: int = 200_000_000, names: list[str] | None = None,
+        limit: int = 200_000_000, names: list[str] | None = None, memory: dict | None = None,
     ) -> Counters:  # fmt: skip
         """Runs the kernel over the grid, block after block, and returns its counters.
 
@@ -156,13 +168,15 @@ class Module:
             name: of the entry in the PTX.
             grid: blocks, one to three numbers.
             block: threads, one to three numbers, 1024 at most in all.
-            args: one a parameter: numpy arrays and torch CPU tensors (contiguous; written in place) for
-                pointers, int, float and bool for scalars, bytes for structs, None for a null pointer.
+            args: one a parameter: numpy arrays and torch CPU tensors (contiguous; written in place)
+                for pointers, int, float and bool for scalars, bytes for structs, None for a null
+                pointer.
             smem_bytes: dynamic shared memory.
             seed: other than 0, the order of the warps is shuffled by it.
             races: check shared memory for races.
             limit: warp instructions that one block may run before it counts as endless.
-            names: of the arguments in messages and counters; the parameters' own names without.
+            names: of the arguments in messages and counters.
+            memory: further buffers by name, at ``addresses(memory)``: for pointers inside structs.
 
         Raises:
             KeyError: no such kernel.
@@ -177,20 +191,18 @@ class Module:
             raise TypeError(
                 f"{name} takes {len(kernel.parameters)} arguments ({types}), not {len(args)}"
             )
-        buffers = [(n, v.ctypes.data, v.nbytes, True) for n, v in self._globals.items()]
+        buffers = [(n, *_memory(v)) for n, v in {**self._globals, **(memory or {})}.items()]
         slots: dict[int, int] = {}
         for i, (value, parameter) in enumerate(zip(args, kernel.parameters, strict=True)):
-            memory = _memory(value)
-            if memory:
+            found = _memory(value)
+            if found:
                 if parameter.size != 8:
                     raise TypeError(
                         f"argument {i} of {name} is a buffer, the parameter a .{parameter.type}"
                     )
                 slots[i] = len(buffers)
-                buffers.append((names[i] if names else f"argument {i}", *memory))
-        sizes = (ctypes.c_uint64 * len(buffers))(*(b[2] for b in buffers))
-        bases = (ctypes.c_uint64 * len(buffers))()
-        engine().emu_addresses(sizes, len(buffers), bases)
+                buffers.append((names[i] if names else f"argument {i}", *found))
+        bases = _addresses(b[2] for b in buffers)
         params = bytearray(
             sum(p.size for p in kernel.parameters[-1:])
             + (kernel.parameters[-1].offset if kernel.parameters else 0)
@@ -210,8 +222,9 @@ class Module:
         failed = engine().emu_launch(
             ctypes.c_void_p(handle), (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block),
             bytes(params), ctypes.c_uint64(len(params)), table, len(buffers),
-            ctypes.c_uint32(kernel.shared_bytes), ctypes.c_uint32(smem_bytes), special, len(special),
-            ctypes.c_uint64(seed), ctypes.c_uint64(limit), int(races), ctypes.byref(counters), per_buffer,
+            ctypes.c_uint32(kernel.shared_bytes), ctypes.c_uint32(smem_bytes), special,
+            len(special), ctypes.c_uint64(seed), ctypes.c_uint64(limit), int(races),
+            ctypes.byref(counters), per_buffer,
         )  # fmt: skip
         if failed:
             message = engine().emu_message().decode()
@@ -238,7 +251,8 @@ class Module:
         limit = SHARED_LIMIT.get(int(digits or 0), 227) * 1024
         if smem_bytes < 0 or kernel.shared_bytes + smem_bytes > limit:
             raise ValueError(
-                f"{kernel.shared_bytes} + {smem_bytes} bytes of shared memory: {self.source.target} has {limit} a block"
+                f"{kernel.shared_bytes} + {smem_bytes} bytes of shared memory: a block of "
+                f"{self.source.target} has {limit}"
             )
 
 

@@ -1,7 +1,8 @@
 """Reads PTX text: kernels, registers, shared variables and instructions with their lines.
 
-Only what the text says is held here; what an instruction means is known by the engine alone. Scopes of inline
-assembly (``{ .reg .pred p; ... }``) are resolved: each register has a row of its own, each label one index.
+Only what the text says is held here; what an instruction means is known by the engine alone. Scopes
+of inline assembly (``{ .reg .pred p; ... }``) are resolved: each register has a row of its own,
+each label one index.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class PtxError(ValueError):
 TOKEN = re.compile(
     r"""(?P<skip>[ \t\r]+|//[^\n]*|/\*.*?\*/)|(?P<newline>\n)|(?P<string>"[^"\n]*")
     |(?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|\d+U?(?![\w.]))
-    |(?P<word>[%$A-Za-z_.][\w$.%]*(?:::[\w$.]+)*|\d[\w$.]*)|(?P<mark>[-+{}()\[\],;:@!|<>=*~&?/^])""",
+    |(?P<word>[%$A-Za-z_.][\w$.%]*(?:::[\w$.]+)*|\d[\w$.]*)
+    |(?P<mark>[-+{}()\[\],;:@!|<>=*~&?/^])""",
     re.X | re.S,
 )
 BITS = {"pred": 1} | {f"{kind}{bits}": bits for kind in "busf" for bits in (8, 16, 32, 64, 128)}
@@ -29,10 +31,12 @@ SPECIAL |= {
     for axis in "xyz"
 }  # fmt: skip
 SPECIAL |= dict.fromkeys(
-    ["%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%gridid", "%clock", "%cluster_ctarank"]
-    + ["%cluster_nctarank", "%dynamic_smem_size", "%total_smem_size", "%is_explicit_cluster"]
-    + ["%lanemask_eq", "%lanemask_lt", "%lanemask_le", "%lanemask_gt", "%lanemask_ge"], 32
-) | dict.fromkeys(["%clock64", "%globaltimer"], 64)  # fmt: skip
+    """%laneid %warpid %nwarpid %smid %nsmid %gridid %clock %cluster_ctarank %cluster_nctarank
+    %dynamic_smem_size %total_smem_size %is_explicit_cluster %lanemask_eq %lanemask_lt %lanemask_le
+    %lanemask_gt %lanemask_ge""".split(),
+    32,
+)
+SPECIAL |= {"%clock64": 64, "%globaltimer": 64}
 
 # Operand kinds of the encoded form (engine/program.h reads the same numbers).
 REGISTER, CONSTANT, MEMORY, LABEL, SINK = range(5)
@@ -51,7 +55,7 @@ class Variable:
 
 @dataclass
 class Parameter:
-    """A kernel parameter: type as written (``u64``, ``b8`` of an array), size, alignment and offset in bytes."""
+    """A kernel parameter: type as written (``b8`` of an array); size, align, offset in bytes."""
 
     name: str
     type: str
@@ -63,7 +67,7 @@ class Parameter:
 
 @dataclass
 class Operand:
-    """kind as above; row of the register file or index of the constant; group is the operand's place."""
+    """kind as above; index: row of the register file or constant; group: the operand's place."""
 
     kind: int
     index: int
@@ -75,7 +79,7 @@ class Operand:
 
 @dataclass
 class Instruction:
-    """One instruction: opcode with modifiers, operands flattened, guard row (-1 without) and its lines."""
+    """Opcode with modifiers, operands flattened, row of the guard (-1 without) and lines."""
 
     opcode: str
     operands: list[Operand]
@@ -104,7 +108,7 @@ class Kernel:
 
 @dataclass
 class _Entry:
-    """Where a kernel's header and body lie in the token list; its body is decoded at its first launch."""
+    """Where a kernel lies in the token list; its body is decoded at its first launch."""
 
     name: str
     start: int
@@ -159,7 +163,7 @@ class Source:
         self._scan()
         if not self.entries:
             raise PtxError(
-                "no .entry in this text: is it PTX, and is the kernel extern or a template instance?"
+                "no .entry in this text: is it PTX, and is a kernel defined or instantiated?"
             )
 
     @property
@@ -176,7 +180,7 @@ class Source:
         return self._decoded[name]
 
     def _scan(self) -> None:
-        """Walks the module level: directives, variables, the heads of kernels; bodies are skipped by braces."""
+        """Walks the module level: directives, variables, heads of kernels; bodies are skipped."""
         at, tokens = 0, self.tokens
         while at < len(tokens):
             word, line, _ = tokens[at]
@@ -357,7 +361,7 @@ class _KernelReader:
         return offset + size * count
 
     def _place_shared(self) -> None:
-        """Static variables that the kernel names, in order; then those without a size: the dynamic part."""
+        """Static variables that the kernel names, in order; then those without a size (dynamic)."""
         end, tokens, depth, names = self.at, self.tokens, 1, set()
         while depth and end < len(tokens):
             word = tokens[end][0]
@@ -413,7 +417,7 @@ class _KernelReader:
                 self._instruction()
 
     def _call_parameter(self) -> None:
-        """``.param .b64 name;`` before a call: only its name matters, the call itself is refused if run."""
+        """``.param .b64 name;`` before a call: only its name matters, the call is refused."""
         self.at, variable, _ = self.source.variable(self.at)
         self.scope.names[variable.name] = ("constant", 0)
 
@@ -555,7 +559,7 @@ class _KernelReader:
 
 
 def encode(kernel: Kernel) -> bytes:
-    """The engine's form: counts, then opcodes, instructions and operands as little-endian integers."""
+    """The engine's form: counts, instructions, operands, constants, then opcodes as text."""
     opcodes: dict[str, int] = {}
     instructions, operands = bytearray(), bytearray()
     count = 0
@@ -571,6 +575,7 @@ def encode(kernel: Kernel) -> bytes:
     names = "\n".join(opcodes).encode()
     constants = struct.pack(f"<{len(kernel.constants)}Q", *kernel.constants)
     head = struct.pack(
-        "<6i", len(kernel.instructions), count, len(kernel.constants), kernel.rows, len(names), kernel.local_bytes
+        "<6i", len(kernel.instructions), count, len(kernel.constants), kernel.rows, len(names),
+        kernel.local_bytes,
     )  # fmt: skip
     return head + bytes(instructions) + bytes(operands) + constants + names

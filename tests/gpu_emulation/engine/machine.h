@@ -248,7 +248,8 @@ std::string place(const Warp&, const Instruction&);
 void check_shared(Warp&, int lane, uint64_t at, uint64_t size, uint64_t align);
 // Records the access for the race check; data and poison move separately.
 void shared_read(Warp&, int lane, uint32_t at, uint32_t size);
-void shared_write(Warp&, int lane, uint32_t at, uint32_t size);
+// value: what is written, where lanes of one warp may write the same bytes alike.
+void shared_write(Warp&, int lane, uint32_t at, uint32_t size, const void* value = nullptr);
 bool shared_poison(const Warp&, uint32_t at, uint32_t size);
 uint8_t* global_at(Warp&, int lane, uint64_t at, uint64_t size, bool writing);
 void land_copies(Warp&, int lane, size_t keep);

@@ -168,7 +168,12 @@ Step store(Warp& w, Group&, const Instruction& in, uint32_t mask) {
             global[l] = at, global_mask |= 1u << l;
         } else if (space == kSharedSpace) {
             check_shared(w, l, at, total, total);
-            shared_write(w, l, static_cast<uint32_t>(at), total);
+            uint8_t values[64];
+            for (int e = 0; e < n; ++e) {
+                uint64_t value = lane_bits(w, in.ops[1 + e], l);
+                std::memcpy(values + e * size, &value, size);
+            }
+            shared_write(w, l, static_cast<uint32_t>(at), total, values);
             p = w.block->shared.data() + at, shadow = w.block->poison.data() + at;
             shared[l] = static_cast<uint32_t>(at), shared_mask |= 1u << l;
         } else if (space == kLocalSpace) {

@@ -87,13 +87,16 @@ void shared_read(Warp& w, int lane, uint32_t at, uint32_t size) {
     }
 }
 
-void shared_write(Warp& w, int lane, uint32_t at, uint32_t size) {
+void shared_write(Warp& w, int lane, uint32_t at, uint32_t size, const void* value) {
     Block& b = *w.block;
     if (!w.machine->check_races) return;
     size_t bytes = b.shared.size();
     for (uint32_t i = at; i < at + size; ++i) {
         Writer& last = b.writers[i];
-        if (last.clock && !ordered(w, lane, last.warp, last.lane, last.clock))
+        // lanes of a warp that store the same value to one place: any of them may win
+        bool alike = value && last.warp == w.index &&
+                     static_cast<const uint8_t*>(value)[i - at] == b.shared[i];
+        if (last.clock && !alike && !ordered(w, lane, last.warp, last.lane, last.clock))
             race(w, lane, i, "written here and by", last.warp, last.lane);
         for (size_t r = 0; r < b.warps.size(); ++r) {
             Clock then = b.readers[r * bytes + i];

@@ -33,22 +33,28 @@ using Sparse = cutlass::gemm::device::SparseGemm<
     Element, RowMajor, Element, ColumnMajor, float, RowMajor, float, OpClassTensorOp, Sm80, GemmShape<128, 128, 64>,
     GemmShape<64, 64, 64>, GemmShape<16, 8, 32>, cutlass::epilogue::thread::LinearCombination<float, 1, float, float>, Swizzle, 3>;
 
-// values [M, K / 2]; canonical metadata: K / 16 words of 16 bits a row, four 4-bit groups each, low first.
+// values [M, K / 2]; metadata as reorder() makes it of the canonical metadata: K / 16 words of 16 bits a row, four 4-bit groups each, low first.
 template <typename Element>
-int sparse(int m, int n, int k, const void* values, const uint16_t* metadata, const void* b, float* d) {
+int sparse(int m, int n, int k, const void* values, const void* reordered, const void* b, float* d) {
     using Gemm = Sparse<Element>;
-    using ElementE = typename Gemm::ElementE;
     using LayoutE = typename Gemm::LayoutE;
-    static_assert(sizeof(ElementE) == 2);
-    cutlass::HostTensor<ElementE, RowMajor> plain({m, k / 16}, false);
-    cutlass::HostTensor<ElementE, LayoutE> reordered({m, k / 16}, false);
-    std::copy(metadata, metadata + static_cast<size_t>(m) * (k / 16), plain.host_data());
-    cutlass::reorder_meta(reordered.host_ref(), plain.host_ref(), {m, n, k / 16});
+    using ElementE = typename Gemm::ElementE;
     typename Gemm::Arguments arguments({m, n, k}, {static_cast<const Element*>(values), k / 2},
                                        {static_cast<const Element*>(b), k}, {d, n}, {d, n},
-                                       {reordered.host_data(), reordered.layout()}, {1.0f, 0.0f});
+                                       {const_cast<ElementE*>(static_cast<const ElementE*>(reordered)), LayoutE::packed({m, k / 16})}, {1.0f, 0.0f});
     Gemm gemm;
     return static_cast<int>(gemm(arguments));
+}
+
+int reorder(int m, int n, int k, const uint16_t* metadata, uint16_t* out) {
+    using Gemm = Sparse<cutlass::half_t>;
+    static_assert(sizeof(typename Gemm::ElementE) == 2);
+    cutlass::HostTensor<uint16_t, RowMajor> plain({m, k / 16}, false);
+    cutlass::HostTensor<uint16_t, typename Gemm::LayoutE> reordered({m, k / 16}, false);
+    std::copy(metadata, metadata + static_cast<size_t>(m) * (k / 16), plain.host_data());
+    cutlass::reorder_meta(reordered.host_ref(), plain.host_ref(), {m, n, k / 16});
+    std::copy(reordered.host_data(), reordered.host_data() + reordered.capacity(), out);
+    return static_cast<int>(reordered.capacity());
 }
 
 // CUTLASS's own expansion, so that the canonical metadata is read by somebody else's code too.
@@ -69,12 +75,13 @@ int dense_f16(int m, int n, int k, const void* a, const void* b, float* d) { ret
 int dense_bf16(int m, int n, int k, const void* a, const void* b, float* d) {
     return dense<cutlass::bfloat16_t, 8>(m, n, k, a, b, d);
 }
-int sparse_f16(int m, int n, int k, const void* v, const uint16_t* e, const void* b, float* d) {
+int sparse_f16(int m, int n, int k, const void* v, const void* e, const void* b, float* d) {
     return sparse<cutlass::half_t>(m, n, k, v, e, b, d);
 }
-int sparse_bf16(int m, int n, int k, const void* v, const uint16_t* e, const void* b, float* d) {
+int sparse_bf16(int m, int n, int k, const void* v, const void* e, const void* b, float* d) {
     return sparse<cutlass::bfloat16_t>(m, n, k, v, e, b, d);
 }
+int reorder_f16(int m, int n, int k, const uint16_t* metadata, uint16_t* out) { return reorder(m, n, k, metadata, out); }
 int uncompress_f16(int m, int k, const void* v, const uint16_t* e, void* dense) {
     return uncompress<cutlass::half_t>(m, k, v, e, dense);
 }

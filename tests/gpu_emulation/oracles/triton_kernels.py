@@ -1,4 +1,4 @@
-"""Triton kernels in the tutorials' style: what Triton's compiler makes of them judges the emulator."""
+"""Triton kernels in the tutorials' style: what Triton makes of them judges the emulator."""
 
 import triton
 import triton.language as tl

@@ -1,0 +1,136 @@
+"""nvcc and Triton to PTX, kept by content hash between runs; and where nvcc is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from .emulator import cache_directory
+
+
+@functools.cache
+def nvcc() -> str | None:
+    """Path of nvcc: CUDA_HOME, PATH, /usr/local/cuda*, or the registry's nvidia-cuda-nvcc wheel."""
+    homes = [os.environ[n] for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
+    homes += sorted((str(p) for p in Path("/usr/local").glob("cuda*")), reverse=True)
+    homes += [str(p) for p in Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu1*")]
+    for home in homes:
+        if (Path(home) / "bin" / "nvcc").exists():
+            return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def cutlass_includes() -> list[str] | None:
+    """Include folders of CUTLASS's headers in the nvidia-cutlass wheel, None without it."""
+    spec = find_spec("cutlass_library")
+    if spec is None:
+        return None
+    source = Path(spec.origin).parent / "source"
+    return [str(source / "include"), str(source / "tools" / "util" / "include")]
+
+
+def _cached(key: str, suffix: str, make) -> Path:
+    path = cache_directory() / f"{key}{suffix}"
+    if not path.exists():
+        made = path.with_name(f"{os.getpid()}-{path.name}")
+        make(made)
+        made.replace(path)
+    return path
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{(done.stdout + done.stderr)[:4000]}")
+
+
+@functools.cache
+def _version(tool: str) -> str:
+    return subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _preprocessed(source: Path, arch: str, options: list[str]) -> str:
+    """The text that the compiler sees, so that a changed header is a changed key."""
+    command = [nvcc(), "-E", "-std=c++17", f"-arch={arch}", *options, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[:4000]}")
+    return done.stdout
+
+
+def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None) -> str:
+    """PTX of CUDA C++: a file's path, or the text itself.
+
+    Args:
+        source: path of a ``.cu`` file, or CUDA C++ text.
+        arch: as nvcc's -arch: ``sm_80``, ``sm_90a``.
+        options: further options of nvcc, such as ``-I``.
+
+    Raises:
+        RuntimeError: nvcc is absent, or does not compile this (its messages follow).
+    """
+    if nvcc() is None:
+        raise RuntimeError("nvcc is not found: set CUDA_HOME or pip install nvidia-cuda-nvcc")
+    options = ["--expt-relaxed-constexpr", "-lineinfo", *(options or [])]
+    if isinstance(source, str) and "\n" in source:
+        text = source
+        source = _cached(_key(text), ".cu", lambda p: p.write_text(text))
+    source = Path(source)
+    if any(o.startswith("-I") for o in options):
+        text = _preprocessed(source, arch, options)
+    else:
+        text = source.read_text()
+    key = _key(text, arch, *options, _version(nvcc()))
+    command = [nvcc(), "-ptx", "-std=c++17", f"-arch={arch}", *options, str(source), "-o"]
+    return _cached(key, ".ptx", lambda p: _run([*command, str(p)])).read_text()
+
+
+def cuda_to_library(source: Path, arch: str, options: list[str], extra: list[Path]) -> Path:
+    """A shared library of the file's host code, with ``extra`` in place of the CUDA runtime."""
+    text = _preprocessed(source, arch, options) + "".join(p.read_text() for p in extra)
+    command = [
+        nvcc(), "-shared", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", "-cudart", "none",
+        "-std=c++17", f"-arch={arch}", *options, str(source), *map(str, extra), "-o",
+    ]  # fmt: skip
+    return _cached(_key(text, arch, *options), ".so", lambda p: _run([*command, str(p)]))
+
+
+def triton_to_ptx(
+    function, signature: dict, constants: dict, capability: int, aligned=(), **options
+):
+    """PTX of a Triton function without a GPU.
+
+    Args:
+        function: a ``triton.jit`` function.
+        signature: types of its arguments: ``{"x": "*fp32", "n": "i32"}``.
+        constants: values of its constexpr arguments.
+        capability: 80 or 90.
+        aligned: names of arguments that are multiples of 16.
+        options: of Triton's backend: num_warps, num_stages.
+
+    Returns:
+        (PTX, metadata): metadata has ``name``, ``shared`` (bytes) and ``num_warps``.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    place = function.arg_names.index
+    source = triton.compiler.ASTSource(
+        function,
+        {**signature, **dict.fromkeys(constants, "constexpr")},
+        {(place(name),): value for name, value in constants.items()},
+        {(place(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    return compiled.asm["ptx"], compiled.metadata
