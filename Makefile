@@ -52,7 +52,11 @@ $(VENV)/.package: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) pytest pytest-xdist pytest-benchmark hypothesis
+	$(PIP) pytest pytest-xdist pytest-benchmark hypothesis ml_dtypes triton
+	$(PIP) --no-deps nvidia-cutlass==4.2.0.0
+	ls "$$CUDA_HOME/bin/nvcc" /usr/local/cuda*/bin/nvcc 2>/dev/null | grep -q . \
+		|| command -v nvcc >/dev/null \
+		|| $(PIP) nvidia-cuda-nvcc==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.python

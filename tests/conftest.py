@@ -42,3 +42,28 @@ def llama():
 def bits(t: torch.Tensor) -> torch.Tensor:
     """For comparing to the bit: NaN equals itself, -0.0 is not +0.0."""
     return t.contiguous().view(torch.uint8) if t.numel() else t
+
+
+@pytest.fixture(scope="session")
+def nvcc():
+    """Path of nvcc; without it the test is skipped, in CI it fails."""
+    from gpu_emulation.compiler import nvcc as find
+
+    path = find()
+    if path is None:
+        reason = "nvcc is not found: set CUDA_HOME or pip install nvidia-cuda-nvcc"
+        (pytest.fail if os.environ.get("PRUNEKERN_CI") else pytest.skip)(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def emulate(nvcc):
+    """``emulate(source, arch, options)``: a ``Module`` of CUDA C++ (text or path) or PTX."""
+    from gpu_emulation import Module
+    from gpu_emulation.compiler import cuda_to_ptx
+
+    def make(source, arch="sm_80", options=()):
+        is_ptx = isinstance(source, str) and ".address_size" in source
+        return Module(source if is_ptx else cuda_to_ptx(source, arch, list(options)))
+
+    return make

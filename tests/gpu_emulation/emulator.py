@@ -160,6 +160,7 @@ class Module:
 
     def launch(
         self, name, grid, block, args, smem_bytes: int = 0, *, seed: int = 0, races: bool = True,
+        spread_poison: bool = False,
         limit: int = 200_000_000, names: list[str] | None = None, memory: dict | None = None,
     ) -> Counters:  # fmt: skip
         """Runs the kernel over the grid, block after block, and returns its counters.
@@ -174,6 +175,9 @@ class Module:
             smem_bytes: dynamic shared memory.
             seed: other than 0, the order of the warps is shuffled by it.
             races: check shared memory for races.
+            spread_poison: let uninitialised values and invalid metadata pass through an mma into
+                the rows and columns of its result that they touch, instead of stopping: for
+                kernels that compute on a tile's unused rows.
             limit: warp instructions that one block may run before it counts as endless.
             names: of the arguments in messages and counters.
             memory: further buffers by name, at ``addresses(memory)``: for pointers inside structs.
@@ -224,7 +228,7 @@ class Module:
             bytes(params), ctypes.c_uint64(len(params)), table, len(buffers),
             ctypes.c_uint32(kernel.shared_bytes), ctypes.c_uint32(smem_bytes), special,
             len(special), ctypes.c_uint64(seed), ctypes.c_uint64(limit), int(races),
-            ctypes.byref(counters), per_buffer,
+            int(spread_poison), ctypes.byref(counters), per_buffer,
         )  # fmt: skip
         if failed:
             message = engine().emu_message().decode()

@@ -135,8 +135,8 @@ void emu_addresses(const uint64_t* sizes, int32_t n, uint64_t* out) {
 int emu_launch(void* handle, const uint32_t* grid, const uint32_t* block, const uint8_t* params,
                uint64_t param_bytes, const BufferArgument* buffers, int32_t n,
                uint32_t static_shared, uint32_t dynamic_shared, const int32_t* special,
-               int32_t specials, uint64_t seed, uint64_t limit, int32_t races, Counters* counters,
-               BufferCounters* per_buffer) {
+               int32_t specials, uint64_t seed, uint64_t limit, int32_t races, int32_t spread,
+               Counters* counters, BufferCounters* per_buffer) {
     Machine m;
     m.program = static_cast<Program*>(handle);
     std::copy(grid, grid + 3, m.grid);
@@ -144,7 +144,7 @@ int emu_launch(void* handle, const uint32_t* grid, const uint32_t* block, const 
     m.params.assign(params, params + param_bytes);
     m.shared_bytes = static_shared + dynamic_shared, m.dynamic_bytes = dynamic_shared;
     m.special.assign(special, special + specials);
-    m.seed = seed, m.limit = limit, m.check_races = races;
+    m.seed = seed, m.limit = limit, m.check_races = races, m.spread_poison = spread;
     std::vector<uint64_t> sizes, bases(n);
     for (int i = 0; i < n; ++i) sizes.push_back(buffers[i].size);
     emu_addresses(sizes.data(), n, bases.data());

@@ -129,7 +129,7 @@ struct Machine {
     uint32_t grid[3] = {1, 1, 1}, threads[3] = {1, 1, 1};
     uint32_t shared_bytes = 0, dynamic_bytes = 0;
     uint64_t seed = 0, limit = 0;
-    bool check_races = true;
+    bool check_races = true, spread_poison = false;
     std::vector<int32_t> special;  // rows of the special registers in the order of ptx.SPECIAL
     Counters counters;
     size_t last_buffer = 0;
@@ -248,7 +248,7 @@ std::string place(const Warp&, const Instruction&);
 void check_shared(Warp&, int lane, uint64_t at, uint64_t size, uint64_t align);
 // Records the access for the race check; data and poison move separately.
 void shared_read(Warp&, int lane, uint32_t at, uint32_t size);
-// value: what is written, where lanes of one warp may write the same bytes alike.
+// value: what is written, where several threads may write the same bytes alike.
 void shared_write(Warp&, int lane, uint32_t at, uint32_t size, const void* value = nullptr);
 bool shared_poison(const Warp&, uint32_t at, uint32_t size);
 uint8_t* global_at(Warp&, int lane, uint64_t at, uint64_t size, bool writing);

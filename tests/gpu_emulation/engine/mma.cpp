@@ -49,11 +49,24 @@ Step mma(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     int bits = kElementBits[type_a], e = 32 / bits, k = sparse ? 2 * stored : stored;
     int na = 16 * stored / 32 / e, nb = 8 * k / 32 / e, nc = accumulate == 1 ? 2 : 4;
     const Operand *d = in.ops, *a = d + nc, *b = a + na, *c = b + nb, *meta = c + nc;
-    uint32_t bad = 0;
-    for (int i = 0; i < na; ++i) bad |= poisoned(w, a[i]);
-    for (int i = 0; i < nb; ++i) bad |= poisoned(w, b[i]);
-    for (int i = 0; i < nc; ++i) bad |= poisoned(w, c[i]);
-    if (bad) w.fault("an uninitialised value reaches the tensor core", std::countr_zero(bad));
+    // What is uninitialised spreads along its row of A or column of B; unless told to spread, it is
+    // a fault here.
+    uint32_t bad_rows = 0, bad_columns = 0, bad_c[4] = {}, bad = 0;
+    for (int r = 0; r < na; ++r) {
+        uint32_t lanes = poisoned(w, a[r]);
+        bad |= lanes;
+        for (int l = 0; lanes >> l && l < 32; ++l)
+            if (lanes >> l & 1) bad_rows |= 1u << (l / 4 + 8 * (r & 1));
+    }
+    for (int r = 0; r < nb; ++r) {
+        uint32_t lanes = poisoned(w, b[r]);
+        bad |= lanes;
+        for (int l = 0; lanes >> l && l < 32; ++l)
+            if (lanes >> l & 1) bad_columns |= 1u << (l / 4);
+    }
+    for (int r = 0; r < nc; ++r) bad |= bad_c[r] = poisoned(w, c[r]);
+    if (bad && !w.machine->spread_poison)
+        w.fault("an uninitialised value reaches the tensor core", std::countr_zero(bad));
 
     alignas(64) double A[16][64], B[64][8], C[16][8];
     uint32_t field = bits == 32 ? ~0u : (1u << bits) - 1;
@@ -100,16 +113,24 @@ Step mma(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         for (int row = 0; row < 16; ++row)
             for (int group = 0; group < k / 4; ++group) {
                 int lane = 4 * (row % 8) + supply * selector + group / 4;
-                if (poisoned(w, meta[0]) >> lane & 1)
-                    w.fault("uninitialised metadata reaches the tensor core", lane);
+                if (poisoned(w, meta[0]) >> lane & 1) {
+                    if (!w.machine->spread_poison)
+                        w.fault("uninitialised metadata reaches the tensor core", lane);
+                    bad_rows |= 1u << row;
+                    continue;
+                }
                 uint32_t four = words[lane] >> (row >= 8 ? 16 : 0) >> (4 * (group % 4)) & 15;
                 int first = four & 3, second = four >> 2;
-                if (first == second || (in.mode[5] && first > second))
-                    w.fault("invalid 2:4 metadata: positions " + std::to_string(first) + " and " +
-                                std::to_string(second) + " of row " + std::to_string(row) +
-                                ", group " + std::to_string(group) +
-                                (first == second ? " are equal" : " do not rise"),
-                            lane);
+                if (first == second || (in.mode[5] && first > second)) {
+                    if (!w.machine->spread_poison)
+                        w.fault("invalid 2:4 metadata: positions " + std::to_string(first) +
+                                    " and " + std::to_string(second) + " of row " +
+                                    std::to_string(row) + ", group " + std::to_string(group) +
+                                    (first == second ? " are equal" : " do not rise"),
+                                lane);
+                    bad_rows |= 1u << row;
+                    continue;
+                }
                 fma_row(row, 4 * group + first, A[row][2 * group]);
                 fma_row(row, 4 * group + second, A[row][2 * group + 1]);
             }
@@ -128,7 +149,13 @@ Step mma(Warp& w, Group&, const Instruction& in, uint32_t mask) {
                                          : to_storage(canonical(static_cast<float>(value)));
             }
         }
-        write<uint32_t>(w, d[r], out, ~0u, 0);
+        uint32_t poison = bad_c[r];
+        for (int l = 0; (bad_rows | bad_columns) && l < 32; ++l) {
+            int row = l / 4 + 8 * (accumulate == 1 ? r : r >> 1), column = 2 * (l % 4);
+            uint32_t columns = accumulate == 1 ? 3u << column : 1u << (column + (r & 1));
+            if ((bad_rows >> row & 1) || (bad_columns & columns)) poison |= 1u << l;
+        }
+        write<uint32_t>(w, d[r], out, ~0u, poison);
     }
     return Step::kNext;
 }

@@ -93,9 +93,8 @@ void shared_write(Warp& w, int lane, uint32_t at, uint32_t size, const void* val
     size_t bytes = b.shared.size();
     for (uint32_t i = at; i < at + size; ++i) {
         Writer& last = b.writers[i];
-        // lanes of a warp that store the same value to one place: any of them may win
-        bool alike = value && last.warp == w.index &&
-                     static_cast<const uint8_t*>(value)[i - at] == b.shared[i];
+        // threads that store the same value to one place: whichever comes last, it is there
+        bool alike = value && static_cast<const uint8_t*>(value)[i - at] == b.shared[i];
         if (last.clock && !alike && !ordered(w, lane, last.warp, last.lane, last.clock))
             race(w, lane, i, "written here and by", last.warp, last.lane);
         for (size_t r = 0; r < b.warps.size(); ++r) {

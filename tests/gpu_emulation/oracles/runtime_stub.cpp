@@ -14,7 +14,11 @@ using Launch = int (*)(const char* name, const unsigned* grid, const unsigned* b
 
 namespace {
 Launch launch_here = nullptr;
-std::map<const void*, std::string> names;
+// Kernels register while the library is loaded, perhaps before this file's own statics are made.
+std::map<const void*, std::string>& names() {
+    static std::map<const void*, std::string> table;
+    return table;
+}
 struct {
     Dim3 grid, block;
     size_t shared;
@@ -35,7 +39,7 @@ void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 0; }
 void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*,
                             void*, void*, int*) {
-    names[host] = name;
+    names()[host] = name;
 }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 unsigned __cudaPushCallConfiguration(Dim3 grid, Dim3 block, size_t shared, void* stream) {
@@ -52,8 +56,8 @@ int __cudaGetKernel(void** kernel, const void* host) {
 }
 int cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared,
                      void*) {
-    auto found = names.find(kernel);
-    if (found == names.end() || !launch_here) return 98;  // cudaErrorInvalidDeviceFunction
+    auto found = names().find(kernel);
+    if (found == names().end() || !launch_here) return 98;  // cudaErrorInvalidDeviceFunction
     return launch_here(found->second.c_str(), &grid.x, &block.x, arguments, shared);
 }
 int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared,
