@@ -1,208 +1,351 @@
 // mma.sync and mma.sp: one warp multiplies A (16 x K) by B (K x 8) and adds C (16 x 8).
 //
 //   lane l, g = l / 4, t = l % 4; a register holds e = 32 / bits elements
-//   A register r, element j:  row g + 8 (r & 1),  column t e + (r / 2) 4 e + j        (sparse:
-//   stored columns) B register r, element j:  row t e + r 4 e + j, column g C, D register i (fp32,
-//   s32): row g + 8 (i / 2), column 2 t + (i & 1); f16: register i holds row g + 8 i, columns 2t,
-//   2t + 1 metadata, 16-bit elements, K = 32: selector F, lane 4 g + 2 F + (c / 4) names the kept
-//   of groups c: row g in bits 0-15, row g + 8 in bits 16-31, four bits a group; K = 16: lane 4 g +
-//   F, groups 0 to 3. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16" and "Sparse matrix
-//   storage".
+//   A register r, element j:  row g + 8 (r & 1), column t e + (r / 2) 4 e + j   (sparse: stored)
+//   B register r, element j:  row t e + r 4 e + j, column g
+//   C, D register i, fp32 and s32: row g + 8 (i / 2), column 2 t + (i & 1)
+//                    f16: row g + 8 i, columns 2 t and 2 t + 1
 //
-// Products are summed in double and rounded once: the chip's own order is not specified.
+// So the 32 lanes of one register, read in order, are an 8 x 4e block by rows (A) or by columns
+// (B).
+//
+//   metadata, four bits for the group c of four columns: its kept positions, the first one low
+//   16-bit elements, K = 16: selector F, lane 4 g + F,             bit 4 c, row g + 8: 16 above
+//                    K = 32: selector F, lane 4 g + 2 F + c / 4,   bit 4 (c % 4), row g + 8: alike
+//    8-bit elements, K = 64: selector 0, lane 4 g + 2 (c / 8),     bit 4 (c % 8), row g + 8: the
+//                            lane above
+//
+// Source: PTX ISA, "Matrix Fragments for mma.m16n8k16" and its siblings, "Sparse matrix storage".
+// Products are exact in double, are summed there and rounded once: the chip's own order is not
+// specified.
+#include <algorithm>
+#include <array>
 #include <bit>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #include "machine.h"
+#include "modifiers.h"
 #include "numbers.h"
 
 namespace emu {
 namespace {
 
-enum Element : int32_t { kHalfE, kBfloatE, kTf32E, kS8, kU8, kE4m3E, kE5m2E, kElements };
-constexpr int kElementBits[] = {16, 16, 32, 8, 8, 8, 8};
+constexpr int kRows = 16, kColumns = 8, kLanes = 32, kMostStored = 32, kMostK = 64;
 
-double decode(int type, uint32_t bits) {
-    switch (type) {
-        case kHalfE: {
-            static const std::vector<double> table = [] {
-                std::vector<double> t(65536);
-                for (uint32_t i = 0; i < 65536; ++i) t[i] = Half::decode(i);
-                return t;
-            }();
-            return table[bits & 0xffff];
-        }
-        case kBfloatE: return from_storage<float>(bits << 16);
-        case kTf32E: return tf32_seen(bits);
-        case kS8: return static_cast<int8_t>(bits);
-        case kU8: return static_cast<uint8_t>(bits);
-        case kE4m3E: return E4m3::decode(bits & 0xff);
-        default: return E5m2::decode(bits & 0xff);
+// ---- elements: all lanes of a register to floats, which hold each of these types exactly
+
+using Words = const uint32_t*;
+
+template <class Stored>
+std::array<Stored, kLanes * 4 / sizeof(Stored)> elements(Words words) {
+    std::array<Stored, kLanes * 4 / sizeof(Stored)> out;
+    std::memcpy(out.data(), words, sizeof out);
+    return out;
+}
+
+void decode_half(Words words, float* out) {
+    auto halves = elements<uint16_t>(words);
+#ifdef __F16C__
+    for (size_t i = 0; i < halves.size(); i += 8) {
+        auto eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves.data() + i));
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(eight));
+    }
+#else
+    for (size_t i = 0; i < halves.size(); ++i) out[i] = static_cast<float>(Half::decode(halves[i]));
+#endif
+}
+void decode_bfloat(Words words, float* out) {
+    auto halves = elements<uint16_t>(words);
+    for (size_t i = 0; i < halves.size(); ++i)
+        out[i] = std::bit_cast<float>(uint32_t{halves[i]} << 16);
+}
+void decode_tf32(Words words, float* out) {
+    for (int l = 0; l < kLanes; ++l) out[l] = tf32_seen(words[l]);
+}
+template <class Integer>
+void decode_integer(Words words, float* out) {
+    auto bytes = elements<Integer>(words);
+    for (size_t i = 0; i < bytes.size(); ++i) out[i] = bytes[i];
+}
+template <class Format>
+void decode_fp8(Words words, float* out) {
+    static const auto table = [] {
+        std::array<float, 256> t;
+        for (uint32_t i = 0; i < 256; ++i) t[i] = static_cast<float>(Format::decode(i));
+        return t;
+    }();
+    auto bytes = elements<uint8_t>(words);
+    for (size_t i = 0; i < bytes.size(); ++i) out[i] = table[bytes[i]];
+}
+
+// Both factors of a product are of one family.
+enum class Family : uint8_t { kHalf, kBfloat, kTf32, kInteger, kFp8 };
+struct Element {
+    std::string_view name;
+    Family family;
+    int bits;
+    void (*decode)(Words, float*);
+};
+constexpr Element kElements[] = {{"f16", Family::kHalf, 16, decode_half},
+                                 {"bf16", Family::kBfloat, 16, decode_bfloat},
+                                 {"tf32", Family::kTf32, 32, decode_tf32},
+                                 {"s8", Family::kInteger, 8, decode_integer<int8_t>},
+                                 {"u8", Family::kInteger, 8, decode_integer<uint8_t>},
+                                 {"e4m3", Family::kFp8, 8, decode_fp8<E4m3>},
+                                 {"e5m2", Family::kFp8, 8, decode_fp8<E5m2>}};
+
+// ---- fragments and tiles
+
+// Eight columns at once, in whatever registers this CPU has.
+using Row = double __attribute__((vector_size(64), may_alias));
+
+struct Tiles {
+    alignas(64) double a[kRows][kMostStored], b[kMostK][kColumns], c[kRows][kColumns];
+    const Row* row_of_b(int k) const { return reinterpret_cast<const Row*>(b[k]); }
+    Row* row_of_c(int row) { return reinterpret_cast<Row*>(c[row]); }
+};
+
+template <int kPerWord>
+void load_a(Tiles& tiles, const Element& type, Words words, int r) {
+    constexpr int kWidth = 4 * kPerWord;
+    float block[8][kWidth];
+    type.decode(words, block[0]);
+    for (int row = 0; row < 8; ++row)
+        std::copy_n(block[row], kWidth, tiles.a[row + 8 * (r & 1)] + (r >> 1) * kWidth);
+}
+
+template <int kPerWord>
+void load_b(Tiles& tiles, const Element& type, Words words, int r) {
+    constexpr int kWidth = 4 * kPerWord;
+    float block[kColumns][kWidth];
+    type.decode(words, block[0]);
+    for (int k = 0; k < kWidth; ++k)
+        for (int n = 0; n < kColumns; ++n) tiles.b[r * kWidth + k][n] = block[n][k];
+}
+
+// Accumulators: how many registers, and how the 8 x 8 half of the tile moves to and from them.
+enum class Sum : int32_t { kFloat, kHalf, kInteger, kSaturated };
+int registers_of(Sum sum) { return sum == Sum::kHalf ? 2 : 4; }
+
+template <class T>
+void load_pairs(double* half_tile, Words even, Words odd) {
+    for (int l = 0; l < kLanes; ++l) {
+        half_tile[2 * l] = std::bit_cast<T>(even[l]);
+        half_tile[2 * l + 1] = std::bit_cast<T>(odd[l]);
     }
 }
 
-// mode: A's type, B's type, stored K of A, sparse, accumulators (0 fp32, 1 f16, 2 s32), ordered
-// metadata
+void load_c(Tiles& tiles, const Warp& w, Sum sum, const Operand* c) {
+    for (int half = 0; half < 2; ++half) {
+        double* to = tiles.c[8 * half];
+        auto word = [&](int r) { return source<uint32_t>(w, c[r]); };
+        if (sum == Sum::kHalf) {
+            float block[2 * kLanes];
+            decode_half(word(half), block);
+            std::copy_n(block, 2 * kLanes, to);
+        } else if (sum == Sum::kFloat) {
+            load_pairs<float>(to, word(2 * half), word(2 * half + 1));
+        } else {
+            load_pairs<int32_t>(to, word(2 * half), word(2 * half + 1));
+        }
+    }
+}
+
+uint32_t encode(double value, Sum sum) {
+    if (sum == Sum::kFloat) return std::bit_cast<uint32_t>(canonical(static_cast<float>(value)));
+    if (sum == Sum::kSaturated) value = std::clamp(value, -0x1p31, 0x1p31 - 1);
+    return static_cast<uint32_t>(static_cast<int64_t>(value));
+}
+
+void encode_register(const Tiles& tiles, Sum sum, int r, uint32_t* out) {
+    if (sum == Sum::kHalf) {
+        const double* from = tiles.c[8 * r];
+        for (int l = 0; l < kLanes; ++l)
+            out[l] = Half::encode(from[2 * l]) | uint32_t{Half::encode(from[2 * l + 1])} << 16;
+    } else {
+        const double* from = tiles.c[8 * (r >> 1)] + (r & 1);
+        for (int l = 0; l < kLanes; ++l) out[l] = encode(from[2 * l], sum);
+    }
+}
+
+// ---- what is uninitialised
+
+// Spreads along its row of A or column of B; unless told to spread, it is a fault.
+struct Poison {
+    uint32_t rows = 0, columns = 0, accumulators[4] = {};
+
+    uint32_t of_register(Sum sum, int r) const {
+        uint32_t lanes = accumulators[r];
+        if (!(rows | columns)) return lanes;
+        bool pair = sum == Sum::kHalf;
+        for (int l = 0; l < kLanes; ++l) {
+            int row = l / 4 + 8 * (pair ? r : r >> 1), column = 2 * (l % 4);
+            uint32_t touched = pair ? 3u << column : 1u << (column + (r & 1));
+            if ((rows >> row & 1) || (columns & touched)) lanes |= 1u << l;
+        }
+        return lanes;
+    }
+};
+
+// A bit for each g that has a poisoned lane.
+uint32_t quads(uint32_t lanes) {
+    uint32_t out = 0;
+    for (int g = 0; lanes && g < 8; ++g)
+        if (lanes >> (4 * g) & 15) out |= 1u << g;
+    return out;
+}
+
+// ---- the products
+
+void multiply(Tiles& tiles, int k) {
+    constexpr int kAtOnce = 8;  // sums that fit the CPU's registers and hide its latency
+    for (int first = 0; first < kRows; first += kAtOnce) {
+        Row sums[kAtOnce];
+        for (int i = 0; i < kAtOnce; ++i) sums[i] = *tiles.row_of_c(first + i);
+        for (int i = 0; i < k; ++i)
+            for (int row = 0; row < kAtOnce; ++row)
+                sums[row] += tiles.a[first + row][i] * *tiles.row_of_b(i);
+        for (int i = 0; i < kAtOnce; ++i) *tiles.row_of_c(first + i) = sums[i];
+    }
+}
+
+struct Metadata {
+    const Operand& words;
+    int bits, k, selector;
+    bool ordered;
+
+    int lanes_that_supply() const { return k / 16; }  // of the four in a quad
+    std::pair<int, int> lane_and_shift(int row, int group) const {
+        int quad = 4 * (row % 8), upper = row / 8;
+        if (bits == 8) return {quad + 2 * (group / 8) + upper, 4 * (group % 8)};
+        return {quad + lanes_that_supply() * selector + group / 4, 16 * upper + 4 * (group % 4)};
+    }
+};
+
+void multiply_sparse(Warp& w, Tiles& tiles, const Metadata& meta, Poison& poison) {
+    bool spread = w.machine->spread_poison;
+    if (meta.selector < 0 || meta.selector >= 4 / meta.lanes_that_supply())
+        w.fault("sparsity selector " + std::to_string(meta.selector) + " is out of range");
+    auto* words = source<uint32_t>(w, meta.words);
+    for (int row = 0; row < kRows; ++row) {
+        Row sum = *tiles.row_of_c(row);
+        for (int group = 0; group < meta.k / 4; ++group) {
+            auto [lane, shift] = meta.lane_and_shift(row, group);
+            int first = words[lane] >> shift & 3, second = words[lane] >> (shift + 2) & 3;
+            bool unknown = poisoned(w, meta.words) >> lane & 1;
+            if (unknown || first == second || (meta.ordered && first > second)) {
+                if (!spread && unknown)
+                    w.fault("uninitialised metadata reaches the tensor core", lane);
+                if (!spread)
+                    w.fault("invalid 2:4 metadata: positions " + std::to_string(first) + " and " +
+                                std::to_string(second) + " of row " + std::to_string(row) +
+                                ", group " + std::to_string(group) +
+                                (first == second ? " are equal" : " do not rise"),
+                            lane);
+                poison.rows |= 1u << row;
+                continue;
+            }
+            sum += tiles.a[row][2 * group] * *tiles.row_of_b(4 * group + first);
+            sum += tiles.a[row][2 * group + 1] * *tiles.row_of_b(4 * group + second);
+        }
+        *tiles.row_of_c(row) = sum;
+    }
+}
+
+// mode: A's and B's element, K, sparse, accumulators, ordered metadata
+template <int kPerWord>
 Step mma(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     if (mask != ~0u) w.fault("mma needs all 32 lanes");
-    int type_a = in.mode[0], type_b = in.mode[1], stored = in.mode[2], accumulate = in.mode[4];
+    const Element &type_a = kElements[in.mode[0]], &type_b = kElements[in.mode[1]];
+    auto sum = static_cast<Sum>(in.mode[4]);
     bool sparse = in.mode[3];
-    int bits = kElementBits[type_a], e = 32 / bits, k = sparse ? 2 * stored : stored;
-    int na = 16 * stored / 32 / e, nb = 8 * k / 32 / e, nc = accumulate == 1 ? 2 : 4;
+    int k = in.mode[2], stored = sparse ? k / 2 : k;
+    int na = stored / 2 / kPerWord, nb = k / 4 / kPerWord, nc = registers_of(sum);
     const Operand *d = in.ops, *a = d + nc, *b = a + na, *c = b + nb, *meta = c + nc;
-    // What is uninitialised spreads along its row of A or column of B; unless told to spread, it is
-    // a fault here.
-    uint32_t bad_rows = 0, bad_columns = 0, bad_c[4] = {}, bad = 0;
+
+    Tiles tiles;
+    Poison poison;
+    uint32_t bad = 0;
     for (int r = 0; r < na; ++r) {
-        uint32_t lanes = poisoned(w, a[r]);
-        bad |= lanes;
-        for (int l = 0; lanes >> l && l < 32; ++l)
-            if (lanes >> l & 1) bad_rows |= 1u << (l / 4 + 8 * (r & 1));
+        bad |= poisoned(w, a[r]);
+        poison.rows |= quads(poisoned(w, a[r])) << (8 * (r & 1));
+        load_a<kPerWord>(tiles, type_a, source<uint32_t>(w, a[r]), r);
     }
     for (int r = 0; r < nb; ++r) {
-        uint32_t lanes = poisoned(w, b[r]);
-        bad |= lanes;
-        for (int l = 0; lanes >> l && l < 32; ++l)
-            if (lanes >> l & 1) bad_columns |= 1u << (l / 4);
+        bad |= poisoned(w, b[r]);
+        poison.columns |= quads(poisoned(w, b[r]));
+        load_b<kPerWord>(tiles, type_b, source<uint32_t>(w, b[r]), r);
     }
-    for (int r = 0; r < nc; ++r) bad |= bad_c[r] = poisoned(w, c[r]);
+    for (int r = 0; r < nc; ++r) bad |= poison.accumulators[r] = poisoned(w, c[r]);
     if (bad && !w.machine->spread_poison)
         w.fault("an uninitialised value reaches the tensor core", std::countr_zero(bad));
-
-    alignas(64) double A[16][64], B[64][8], C[16][8];
-    uint32_t field = bits == 32 ? ~0u : (1u << bits) - 1;
-    for (int r = 0; r < na; ++r) {
-        auto* lanes = source<uint32_t>(w, a[r]);
-        for (int l = 0; l < 32; ++l)
-            for (int j = 0; j < e; ++j)
-                A[l / 4 + 8 * (r & 1)][l % 4 * e + (r >> 1) * 4 * e + j] =
-                    decode(type_a, lanes[l] >> (bits * j) & field);
-    }
-    for (int r = 0; r < nb; ++r) {
-        auto* lanes = source<uint32_t>(w, b[r]);
-        for (int l = 0; l < 32; ++l)
-            for (int j = 0; j < e; ++j)
-                B[l % 4 * e + r * 4 * e + j][l / 4] =
-                    decode(type_b, lanes[l] >> (bits * j) & field);
-    }
-    for (int r = 0; r < nc; ++r) {
-        auto* lanes = source<uint32_t>(w, c[r]);
-        for (int l = 0; l < 32; ++l) {
-            if (accumulate == 1) {
-                C[l / 4 + 8 * r][2 * (l % 4)] = Half::decode(lanes[l] & 0xffff);
-                C[l / 4 + 8 * r][2 * (l % 4) + 1] = Half::decode(lanes[l] >> 16);
-            } else {
-                C[l / 4 + 8 * (r >> 1)][2 * (l % 4) + (r & 1)] =
-                    accumulate == 2 ? static_cast<int32_t>(lanes[l])
-                                    : from_storage<float>(lanes[l]);
-            }
-        }
-    }
-    auto fma_row = [&](int row, int column, double value) {
-        for (int n = 0; n < 8; ++n) C[row][n] += value * B[column][n];
-    };
-    if (!sparse) {
-        for (int row = 0; row < 16; ++row)
-            for (int i = 0; i < k; ++i) fma_row(row, i, A[row][i]);
-        w.machine->counters.macs += 16 * 8 * k;
-    } else {
-        auto* words = source<uint32_t>(w, meta[0]);
+    load_c(tiles, w, sum, c);
+    if (sparse) {
         auto selector = static_cast<int>(lane_bits(w, meta[1], 0));
-        int supply = k == 32 ? 2 : 1;  // lanes of each quad that give metadata
-        if (selector < 0 || selector >= 4 / supply)
-            w.fault("sparsity selector " + std::to_string(selector) + " is out of range");
-        for (int row = 0; row < 16; ++row)
-            for (int group = 0; group < k / 4; ++group) {
-                int lane = 4 * (row % 8) + supply * selector + group / 4;
-                if (poisoned(w, meta[0]) >> lane & 1) {
-                    if (!w.machine->spread_poison)
-                        w.fault("uninitialised metadata reaches the tensor core", lane);
-                    bad_rows |= 1u << row;
-                    continue;
-                }
-                uint32_t four = words[lane] >> (row >= 8 ? 16 : 0) >> (4 * (group % 4)) & 15;
-                int first = four & 3, second = four >> 2;
-                if (first == second || (in.mode[5] && first > second)) {
-                    if (!w.machine->spread_poison)
-                        w.fault("invalid 2:4 metadata: positions " + std::to_string(first) +
-                                    " and " + std::to_string(second) + " of row " +
-                                    std::to_string(row) + ", group " + std::to_string(group) +
-                                    (first == second ? " are equal" : " do not rise"),
-                                lane);
-                    bad_rows |= 1u << row;
-                    continue;
-                }
-                fma_row(row, 4 * group + first, A[row][2 * group]);
-                fma_row(row, 4 * group + second, A[row][2 * group + 1]);
-            }
-        w.machine->counters.sparse_macs += 16 * 8 * stored;
+        multiply_sparse(w, tiles, {meta[0], type_a.bits, k, selector, in.mode[5] != 0}, poison);
+        w.machine->counters.sparse_macs += kRows * kColumns * stored;
+    } else {
+        multiply(tiles, k);
+        w.machine->counters.macs += kRows * kColumns * k;
     }
     for (int r = 0; r < nc; ++r) {
-        uint32_t out[32];
-        for (int l = 0; l < 32; ++l) {
-            if (accumulate == 1) {
-                out[l] = Half::encode(C[l / 4 + 8 * r][2 * (l % 4)]) |
-                         static_cast<uint32_t>(Half::encode(C[l / 4 + 8 * r][2 * (l % 4) + 1]))
-                             << 16;
-            } else {
-                double value = C[l / 4 + 8 * (r >> 1)][2 * (l % 4) + (r & 1)];
-                out[l] = accumulate == 2 ? static_cast<uint32_t>(static_cast<int64_t>(value))
-                                         : to_storage(canonical(static_cast<float>(value)));
-            }
-        }
-        uint32_t poison = bad_c[r];
-        for (int l = 0; (bad_rows | bad_columns) && l < 32; ++l) {
-            int row = l / 4 + 8 * (accumulate == 1 ? r : r >> 1), column = 2 * (l % 4);
-            uint32_t columns = accumulate == 1 ? 3u << column : 1u << (column + (r & 1));
-            if ((bad_rows >> row & 1) || (bad_columns & columns)) poison |= 1u << l;
-        }
-        write<uint32_t>(w, d[r], out, ~0u, poison);
+        uint32_t out[kLanes];
+        encode_register(tiles, sum, r, out);
+        write<uint32_t>(w, d[r], out, ~0u, poison.of_register(sum, r));
     }
     return Step::kNext;
 }
 
-int element(std::string_view t) {
-    static const std::string_view names[] = {"f16", "bf16", "tf32", "s8", "u8", "e4m3", "e5m2"};
-    for (int i = 0; i < kElements; ++i)
-        if (t == names[i]) return i;
+int element(std::string_view name) {
+    for (size_t i = 0; i < std::size(kElements); ++i)
+        if (kElements[i].name == name) return static_cast<int>(i);
     return -1;
+}
+
+// The accumulators' type or -1 where the family has no such form.
+int accumulators(std::string_view type, Family family, bool saturate) {
+    bool integer = family == Family::kInteger;
+    if (saturate && !integer) return -1;
+    if (type == "s32" && integer)
+        return static_cast<int>(saturate ? Sum::kSaturated : Sum::kInteger);
+    if (type == "f32" && !integer) return static_cast<int>(Sum::kFloat);
+    bool has_half = family == Family::kHalf || family == Family::kFp8;
+    return type == "f16" && has_half ? static_cast<int>(Sum::kHalf) : -1;
 }
 
 }  // namespace
 
 bool bind_mma(const Opcode& op, Instruction& in) {
     if (op.base != "mma") return false;
-    bool ordered = op.has("sp::ordered_metadata"), sparse = ordered || op.has("sp");
-    if (!op.has("row") || !op.has("col") || !op.has("sync") || op.modifiers.size() < 7 ||
-        op.has("satfinite"))
+    Modifiers left(op);
+    bool ordered = left.take("sp::ordered_metadata"), sparse = ordered || left.take("sp");
+    bool saturate = left.take("satfinite");
+    if (!left.take("sync") || !left.take("aligned") || !left.take("row") || !left.take("col"))
         return false;
+    int shape = left.take_one_of({"m16n8k4", "m16n8k8", "m16n8k16", "m16n8k32", "m16n8k64"});
+    auto c = left.take_last(), b = left.take_last(), a = left.take_last(), d = left.take_last();
+    int type_a = element(a), type_b = element(b);
+    if (shape < 0 || type_a < 0 || type_b < 0 || c != d || !left.none_left()) return false;
+    const Element& type = kElements[type_a];
+    if (type.family != kElements[type_b].family) return false;
+    int sum = accumulators(d, type.family, saturate);
+    if (sum < 0) return false;
+
+    int k = 4 << shape, stored = sparse ? k / 2 : k;
+    if (stored * type.bits != 128 && stored * type.bits != 256) return false;
+    // Other metadata layouts than these are anchored by no kernel that others wrote.
+    bool anchored = type.bits == 16 || (type.family == Family::kInteger && k == 64);
+    if (sparse && !anchored) return false;
+
     in.kind = sparse ? Class::kMmaSparse : Class::kMma;
     in.aligned = true;
-    int k = 0;
-    for (auto [name, value] : {std::pair<std::string_view, int>{"m16n8k4", 4},
-                               {"m16n8k8", 8},
-                               {"m16n8k16", 16},
-                               {"m16n8k32", 32},
-                               {"m16n8k64", 64}})
-        if (op.has(name)) k = value;
-    auto accumulator = op.last(), d = op.last(3);
-    in.mode[0] = element(op.last(2)), in.mode[1] = element(op.last(1));
-    if (!k || in.mode[0] < 0 || in.mode[1] < 0 || accumulator != d) return false;
-    int bits = kElementBits[in.mode[0]];
-    if (bits != kElementBits[in.mode[1]]) return false;
-    in.mode[4] = d == "f32" ? 0 : d == "f16" ? 1 : d == "s32" ? 2 : -1;
-    in.mode[3] = sparse;
-    in.mode[5] = ordered;
-    in.mode[2] = sparse ? k / 2 : k;
-    bool integer = in.mode[0] == kS8 || in.mode[0] == kU8;
-    if (in.mode[4] < 0 || integer != (in.mode[4] == 2)) return false;
-    // The layouts above hold for K of 128 or 256 bits a row; sparse only for 16-bit elements: the
-    // 8-bit form's metadata is not anchored by any kernel that others wrote.
-    int row_bits = in.mode[2] * bits;
-    if (row_bits != 128 && row_bits != 256) return false;
-    if (sparse && bits != 16) return false;
-    in.handler = mma;
-    int e = 32 / bits, nc = in.mode[4] == 1 ? 2 : 4;
-    return in.count == 2 * nc + 16 * in.mode[2] / 32 / e + 8 * k / 32 / e + (sparse ? 2 : 0);
+    int32_t modes[] = {type_a, type_b, k, sparse, sum, ordered};
+    std::copy(std::begin(modes), std::end(modes), in.mode);
+    in.handler = type.bits == 8 ? mma<4> : type.bits == 16 ? mma<2> : mma<1>;
+    int words = (kRows * stored + kColumns * k) * type.bits / 32 / kLanes;
+    return in.count == 2 * registers_of(static_cast<Sum>(sum)) + words + (sparse ? 2 : 0);
 }
 
 }  // namespace emu

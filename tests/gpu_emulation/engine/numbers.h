@@ -126,7 +126,7 @@ inline float tf32_round(float value) {  // cvt.rna.tf32.f32: to nearest, ties aw
 }
 
 // What the tensor core sees of an fp32 register given as tf32: the low 13 bits are ignored.
-inline double tf32_seen(uint32_t bits) {
+inline float tf32_seen(uint32_t bits) {
     bits &= ~0x1fffu;
     float value;
     std::memcpy(&value, &bits, 4);
