@@ -12,6 +12,7 @@ pytestmark = pytest.mark.gpu_emulation
 HALVES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
 DENSE_SHAPES = [(128, 128, 64), (256, 128, 256), (200, 136, 72)]
 SPARSE_SHAPES = [(128, 128, 128), (256, 128, 256), (160, 72, 192)]
+SPARSE_INT8_SHAPES = [(128, 128, 128), (256, 128, 512), (160, 72, 384)]
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +29,16 @@ def error_bound(a, b):
     return (np.abs(a) @ np.abs(b)) * 2.0**-23 * 2 + 1e-30
 
 
-def random_24(rng, rows, columns, dtype):
-    """(values [rows, columns / 2], metadata [rows, columns / 16] uint16, dense float64)."""
-    values = rng.standard_normal((rows, columns // 2)).astype(dtype)
-    kept = np.argsort(rng.random((rows, columns // 4, 4)), axis=2)[:, :, :2]
+def random_24(rng, values, word):
+    """(metadata in words of a row's 4-bit groups, low first; dense float64) for random positions."""
+    rows, stored = values.shape
+    kept = np.argsort(rng.random((rows, stored // 2, 4)), axis=2)[:, :, :2]
     kept.sort(axis=2)
-    nibbles = (kept[..., 0] | kept[..., 1] << 2).reshape(rows, columns // 16, 4)
-    metadata = (nibbles << np.array([0, 4, 8, 12])).sum(-1).astype(np.uint16)
-    dense = np.zeros((rows, columns // 4, 4))
-    np.put_along_axis(dense, kept, values.astype(float).reshape(rows, columns // 4, 2), 2)
-    return values, metadata, dense.reshape(rows, columns)
+    nibbles = (kept[..., 0] | kept[..., 1] << 2).astype(np.uint8)
+    metadata = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).view(word)
+    dense = np.zeros((rows, stored // 2, 4))
+    np.put_along_axis(dense, kept, values.astype(float).reshape(rows, stored // 2, 2), 2)
+    return metadata, dense.reshape(rows, 2 * stored)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -60,7 +61,8 @@ def test_cutlass_sm80_dense(sm80, dtype, m, n, k):
 @pytest.mark.parametrize("m, n, k", SPARSE_SHAPES)
 def test_cutlass_sm80_sparse(sm80, dtype, m, n, k):
     rng = np.random.default_rng(m + n + k)
-    values, metadata, dense = random_24(rng, m, k, HALVES[dtype])
+    values = rng.standard_normal((m, k // 2)).astype(HALVES[dtype])
+    metadata, dense = random_24(rng, values, np.uint16)
     b = rng.standard_normal((n, k)).astype(HALVES[dtype])
     d = np.full((m, n), np.nan, np.float32)
     reordered = np.zeros(metadata.size + 4096, np.uint16)
@@ -77,8 +79,25 @@ def test_cutlass_sm80_sparse(sm80, dtype, m, n, k):
     assert counters.sparse_macs and not counters.macs
 
 
+@pytest.mark.parametrize("m, n, k", SPARSE_INT8_SHAPES)
+def test_cutlass_sm80_sparse_int8(sm80, m, n, k):
+    rng = np.random.default_rng(m + n + k)
+    values = rng.integers(-128, 128, (m, k // 2)).astype(np.int8)
+    metadata, dense = random_24(rng, values, np.uint32)
+    b = rng.integers(-128, 128, (n, k)).astype(np.int8)
+    d = np.full((m, n), -1, np.int32)
+    reordered = np.zeros(metadata.size + 4096, np.uint32)
+    count = sm80.host("reorder_s8", (m, n, k), metadata, reordered)
+    memory = {"A": values, "E": reordered[:count].copy(), "B": b, "D": d}
+    counters = sm80.run("sparse_s8", (m, n, k), memory, spread_poison=True)
+    np.testing.assert_array_equal(d, dense @ b.astype(float).T)
+    assert counters.sparse_macs and not counters.macs
+
+
 def test_cutlass_reads_the_canonical_metadata_alike(sm80):
-    values, metadata, dense = random_24(np.random.default_rng(0), 32, 64, np.float16)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((32, 32)).astype(np.float16)
+    metadata, dense = random_24(rng, values, np.uint16)
     out = np.zeros((32, 64), np.float16)
     sm80.host("uncompress_f16", (32, 64), values, metadata, out)
     np.testing.assert_array_equal(out, dense)
