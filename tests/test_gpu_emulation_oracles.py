@@ -1,5 +1,8 @@
 """The emulator judged by kernels that nobody here wrote: CUTLASS and Triton."""
 
+import ctypes
+import math
+
 import numpy as np
 import pytest
 
@@ -15,13 +18,27 @@ SPARSE_SHAPES = [(128, 128, 128), (256, 128, 256), (160, 72, 192)]
 SPARSE_INT8_SHAPES = [(128, 128, 128), (256, 128, 512), (160, 72, 384)]
 
 
-@pytest.fixture(scope="module")
-def sm80(nvcc):
+def oracle(name, arch):
     if cutlass_includes() is None:
         pytest.fail("CUTLASS's headers are not installed: pip install --no-deps nvidia-cutlass")
     from gpu_emulation.oracles.cutlass import Oracle
 
-    return Oracle("cutlass_sm80", "sm_80")
+    return Oracle(name, arch)
+
+
+@pytest.fixture(scope="module")
+def sm80(nvcc):
+    return oracle("cutlass_sm80", "sm_80")
+
+
+@pytest.fixture(scope="module")
+def sm90_dense(nvcc):
+    return oracle("cutlass_sm90_dense", "sm_90a")
+
+
+@pytest.fixture(scope="module")
+def sm90_sparse(nvcc):
+    return oracle("cutlass_sm90_sparse", "sm_90a")
 
 
 def error_bound(a, b):
@@ -30,7 +47,7 @@ def error_bound(a, b):
 
 
 def random_24(rng, values, word):
-    """(metadata in words of a row's 4-bit groups, low first; dense float64) for random positions."""
+    """(metadata: words of a row's 4-bit groups, low first; dense float64) of random positions."""
     rows, stored = values.shape
     kept = np.argsort(rng.random((rows, stored // 2, 4)), axis=2)[:, :, :2]
     kept.sort(axis=2)
@@ -103,6 +120,47 @@ def test_cutlass_reads_the_canonical_metadata_alike(sm80):
     np.testing.assert_array_equal(out, dense)
 
 
+@pytest.mark.slow  # half a minute of nvcc
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("m, n, k", DENSE_SHAPES)
+def test_cutlass_sm90_dense(sm90_dense, dtype, m, n, k):
+    rng = np.random.default_rng(m + n + k)
+    a = rng.standard_normal((m, k)).astype(HALVES[dtype])
+    b = rng.standard_normal((n, k)).astype(HALVES[dtype])
+    d = np.full((m, n), np.nan, np.float32)
+    memory = {"A": a.view(np.uint16), "B": b.view(np.uint16), "D": d}
+    counters = sm90_dense.run(f"dense_{dtype}", (m, n, k), memory, seed=m)
+    a, b = a.astype(float), b.astype(float).T
+    assert (np.abs(d - a @ b) <= error_bound(a, b)).all()
+    assert counters.macs == -(-m // 128) * -(-n // 128) * -(-k // 64) * 128 * 128 * 64
+    assert counters.writes["D"].distinct == 4 * m * n
+
+
+@pytest.mark.slow  # half a minute of nvcc
+@pytest.mark.parametrize("m, n, k", [(128, 128, 128), (256, 128, 256), (200, 136, 192)])
+def test_cutlass_sm90_sparse(sm90_sparse, m, n, k):
+    """CUTLASS's compressor kernel makes what CUTLASS's GEMM reads; nothing of it is ours."""
+    rng = np.random.default_rng(m + n + k)
+    _, dense = random_24(rng, rng.standard_normal((m, k // 2)).astype(np.float16), np.uint16)
+    b = rng.standard_normal((n, k)).astype(np.float16)
+    d = np.full((m, n), np.nan, np.float32)
+    value_bytes, metadata_bytes = ctypes.c_size_t(), ctypes.c_size_t()
+    sm90_sparse.library.compressed_bytes(
+        m, n, k, ctypes.byref(value_bytes), ctypes.byref(metadata_bytes)
+    )
+    values = np.zeros(value_bytes.value // 2, np.float16)
+    metadata = np.zeros(metadata_bytes.value, np.uint8)
+    sm90_sparse.run(
+        "compress_f16", (m, n, k), {"A": dense.astype(np.float16), "V": values, "E": metadata}
+    )
+    # rows that pad M have no metadata: their results spread no further than themselves
+    memory = {"V": values, "E": metadata, "B": b, "D": d}
+    counters = sm90_sparse.run("sparse_f16", (m, n, k), memory, spread_poison=True, seed=m)
+    b = b.astype(float).T
+    assert (np.abs(d - dense @ b) <= error_bound(dense, b)).all()
+    assert counters.sparse_macs and not counters.macs
+
+
 class Triton:
     """A Triton kernel compiled for one capability."""
 
@@ -111,13 +169,15 @@ class Triton:
         self.module = Module(ptx)
 
     def __call__(self, grid, *args, **options):
+        """Launches it with Triton's two scratch pointers after the arguments."""
         name = self.metadata.name
-        missing = len(self.module.source.kernel(name).parameters) - len(args)
+        grid = (grid,) if isinstance(grid, int) else grid
+        scratch = np.zeros(max(1, self.metadata.global_scratch_size * math.prod(grid)), np.uint8)
         return self.module.launch(
             name,
             grid,
             32 * self.metadata.num_warps,
-            [*args, *[None] * missing],  # Triton's scratch pointers, unused
+            [*args, scratch, None],
             self.metadata.shared,
             **options,
         )
@@ -209,6 +269,9 @@ MATMULS = [
     (80, "bf16", "tf32"),
     (80, "fp32", "tf32"),
     (80, "fp32", "ieee"),
+    (90, "fp16", "tf32"),
+    (90, "bf16", "tf32"),
+    (90, "fp32", "tf32"),
     (90, "fp32", "ieee"),
 ]
 
@@ -232,10 +295,11 @@ def test_triton_matmul(kernels, capability, dtype, precision, m, n, k):
     assert (np.abs(c - a @ b) <= bound).all()
 
 
-def test_triton_descriptors_sm80(kernels):
+@pointers
+def test_triton_descriptors(kernels, capability):
     signature = {"a": "*fp16", "b": "*fp16", "c": "*fp32", "m": "i32", "n": "i32", "k": "i32"}
     constants = {"BM": 64, "BN": 64, "BK": 64}
-    run = Triton(kernels.matmul_descriptors, signature, constants, 80)
+    run = Triton(kernels.matmul_descriptors, signature, constants, capability)
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(s).astype(np.float16) for s in ((130, 72), (72, 48)))
     c = np.full((130, 48), np.nan, np.float32)

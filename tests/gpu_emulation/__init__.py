@@ -3,5 +3,6 @@
 from .counters import Counters, Traffic
 from .emulator import EmulationError, Module
 from .ptx import PtxError
+from .tensor_map import TensorMap
 
-__all__ = ["Counters", "EmulationError", "Module", "PtxError", "Traffic"]
+__all__ = ["Counters", "EmulationError", "Module", "PtxError", "TensorMap", "Traffic"]

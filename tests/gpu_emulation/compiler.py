@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -95,14 +96,33 @@ def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None)
     return _cached(key, ".ptx", lambda p: _run([*command, str(p)])).read_text()
 
 
-def cuda_to_library(source: Path, arch: str, options: list[str], extra: list[Path]) -> Path:
-    """A shared library of the file's host code, with ``extra`` in place of the CUDA runtime."""
-    text = _preprocessed(source, arch, options) + "".join(p.read_text() for p in extra)
-    command = [
-        nvcc(), "-shared", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", "-cudart", "none",
-        "-std=c++17", f"-arch={arch}", *options, str(source), *map(str, extra), "-o",
-    ]  # fmt: skip
-    return _cached(_key(text, arch, *options), ".so", lambda p: _run([*command, str(p)]))
+def cuda_to_library(
+    source: Path, arch: str, options: list[str], extra: list[Path]
+) -> tuple[str, Path]:
+    """PTX and a shared library of the file's host code, in one compilation.
+
+    Args:
+        source: path of a ``.cu`` file.
+        arch: as nvcc's -arch.
+        options: further options of nvcc.
+        extra: C++ files that stand in place of the CUDA runtime.
+    """
+    text = "".join(_preprocessed(p, arch, options) for p in (source, *extra))
+    name = cache_directory() / _key(text, arch, *options, _version(nvcc()))
+    ptx, library = name.with_suffix(".ptx"), name.with_suffix(".so")
+    if not (ptx.exists() and library.exists()):
+        virtual = arch.replace("sm", "compute")
+        with tempfile.TemporaryDirectory(dir=cache_directory()) as kept:
+            made = Path(kept) / "library.so"
+            _run([
+                nvcc(), "-shared", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", "-cudart",
+                "none", "-std=c++17", f"-gencode=arch={virtual},code={virtual}", "-lineinfo",
+                "--keep", "--keep-dir", kept, *options, str(source), *map(str, extra), "-o",
+                str(made),
+            ])  # fmt: skip
+            next(Path(kept).glob(f"{source.stem}*.ptx")).replace(ptx)
+            made.replace(library)
+    return ptx.read_text(), library
 
 
 def triton_to_ptx(

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import ptx
 from .counters import Counters, RawBuffer, RawCounters
+from .tensor_map import TensorMap
 
 HERE = Path(__file__).resolve().parent
 # KiB of shared memory that a block may opt in to (CUDA C++ Programming Guide, compute
@@ -35,6 +36,7 @@ class _Argument(ctypes.Structure):
         ("host", ctypes.c_void_p),
         ("size", ctypes.c_uint64),
         ("writable", ctypes.c_int32),
+        ("uninitialised", ctypes.c_int32),
     )
 
 
@@ -160,26 +162,30 @@ class Module:
 
     def launch(
         self, name, grid, block, args, smem_bytes: int = 0, *, seed: int = 0, races: bool = True,
-        spread_poison: bool = False,
-        limit: int = 200_000_000, names: list[str] | None = None, memory: dict | None = None,
+        spread_poison: bool = False, resident: int = 4, limit: int = 20_000_000,
+        names: list[str] | None = None, uninitialised: tuple[str, ...] = (),
+        memory: dict | None = None,
     ) -> Counters:  # fmt: skip
-        """Runs the kernel over the grid, block after block, and returns its counters.
+        """Runs the kernel over the grid and returns its counters.
 
         Args:
             name: of the entry in the PTX.
             grid: blocks, one to three numbers.
             block: threads, one to three numbers, 1024 at most in all.
             args: one a parameter: numpy arrays and torch CPU tensors (contiguous; written in place)
-                for pointers, int, float and bool for scalars, bytes for structs, None for a null
-                pointer.
+                for pointers, int, float and bool for scalars, ``TensorMap`` for tensor maps, bytes
+                for structs, None for a null pointer.
             smem_bytes: dynamic shared memory.
-            seed: other than 0, the order of the warps is shuffled by it.
-            races: check shared memory for races.
+            seed: other than 0, the order of blocks and warps is shuffled by it.
+            races: check shared and global memory for races.
             spread_poison: let uninitialised values and invalid metadata pass through an mma into
                 the rows and columns of its result that they touch, instead of stopping: for
                 kernels that compute on a tile's unused rows.
+            resident: blocks that run at a time where one waits for another, or with a seed.
             limit: warp instructions that one block may run before it counts as endless.
-            names: of the arguments in messages and counters.
+            names: of the arguments in messages and counters (else "argument 0", ...).
+            uninitialised: names of buffers that hold no values until the kernel writes them, such
+                as a workspace.
             memory: further buffers by name, at ``addresses(memory)``: for pointers inside structs.
 
         Raises:
@@ -198,28 +204,35 @@ class Module:
         buffers = [(n, *_memory(v)) for n, v in {**self._globals, **(memory or {})}.items()]
         slots: dict[int, int] = {}
         for i, (value, parameter) in enumerate(zip(args, kernel.parameters, strict=True)):
-            found = _memory(value)
+            is_map = isinstance(value, TensorMap)
+            found = _memory(value.buffer if is_map else value)
             if found:
-                if parameter.size != 8:
+                if parameter.size != (128 if is_map else 8):
+                    what = "tensor map" if is_map else "buffer"
                     raise TypeError(
-                        f"argument {i} of {name} is a buffer, the parameter a .{parameter.type}"
+                        f"argument {i} of {name} is a {what}, the parameter a .{parameter.type} "
+                        f"of {parameter.size} bytes"
                     )
                 slots[i] = len(buffers)
                 buffers.append((names[i] if names else f"argument {i}", *found))
+        if unknown := set(uninitialised) - {b[0] for b in buffers}:
+            raise ValueError(f"uninitialised: no buffer is named {', '.join(sorted(unknown))}")
         bases = _addresses(b[2] for b in buffers)
-        params = bytearray(
-            sum(p.size for p in kernel.parameters[-1:])
-            + (kernel.parameters[-1].offset if kernel.parameters else 0)
-        )
+        last = kernel.parameters[-1:]
+        params = bytearray(sum(p.offset + p.size for p in last))
         for i, (value, parameter) in enumerate(zip(args, kernel.parameters, strict=True)):
-            raw = (
-                struct.pack("<Q", bases[slots[i]])
-                if i in slots
-                else _scalar(value, parameter, i, name)
-            )
+            if isinstance(value, TensorMap):
+                raw = value.encode(bases[slots[i]])
+            elif i in slots:
+                raw = struct.pack("<Q", bases[slots[i]])
+            else:
+                raw = _scalar(value, parameter, i, name)
             params[parameter.offset : parameter.offset + parameter.size] = raw
         table = (_Argument * len(buffers))(
-            *(_Argument(n.encode(), host, size, writable) for n, host, size, writable in buffers)
+            *(
+                _Argument(n.encode(), host, size, writable, n in uninitialised)
+                for n, host, size, writable in buffers
+            )
         )
         special = (ctypes.c_int32 * len(kernel.special))(*kernel.special.values())
         counters, per_buffer = RawCounters(), (RawBuffer * len(buffers))()
@@ -227,8 +240,8 @@ class Module:
             ctypes.c_void_p(handle), (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block),
             bytes(params), ctypes.c_uint64(len(params)), table, len(buffers),
             ctypes.c_uint32(kernel.shared_bytes), ctypes.c_uint32(smem_bytes), special,
-            len(special), ctypes.c_uint64(seed), ctypes.c_uint64(limit), int(races),
-            int(spread_poison), ctypes.byref(counters), per_buffer,
+            len(special), ctypes.c_uint64(seed), ctypes.c_uint64(limit), ctypes.c_uint32(resident),
+            int(races), int(spread_poison), ctypes.byref(counters), per_buffer,
         )  # fmt: skip
         if failed:
             message = engine().emu_message().decode()

@@ -1,9 +1,9 @@
 // cp.async: copies from global to shared memory that land when their group is waited for, and not
 // before.
 //
-//   issue          destination poisoned, bytes kept aside        commit_group    closes the lane's
-//   open group wait_group n   all but the newest n groups of the lane land: bytes written, poison
-//   gone
+//   issue           destination poisoned, bytes kept aside
+//   commit_group    closes the lane's open group
+//   wait_group n    all but the newest n groups of the lane land: bytes written, poison gone
 //
 // So a missing wait reads poison, and a copy into a buffer that another warp may still be reading
 // is a race at issue.
@@ -26,12 +26,18 @@ static void land(Warp& w, int lane, const std::vector<PendingCopy>& copies) {
     }
 }
 
-void land_copies(Warp& w, int lane, size_t keep) {
-    auto& sent = w.sent[lane];
+static void land_groups(Warp& w, int lane, size_t keep) {
+    auto& sent = w.copies[lane].sent;
     while (sent.size() > keep) {
         land(w, lane, sent.front());
         sent.erase(sent.begin());
     }
+}
+
+void land_all(Warp& w, int lane) {
+    land_groups(w, lane, 0);
+    land(w, lane, w.copies[lane].open);
+    w.copies[lane].open.clear();
 }
 
 namespace {
@@ -62,15 +68,12 @@ Step copy(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         check_shared(w, l, at, size, size);
         PendingCopy c{static_cast<uint32_t>(at), size, {}};
         if (bytes) {
-            if (source_at % size) w.fault("misaligned global address of cp.async", l);
-            const uint8_t* p = bytes == size || (bytes & (bytes - 1)) == 0
-                                   ? global_at(w, l, source_at, bytes, false)
-                                   : nullptr;
-            if (!p) {  // an odd number of bytes: each by itself
-                for (uint32_t i = 0; i < bytes; ++i)
-                    c.data[i] = *global_at(w, l, source_at + i, 1, false);
-            } else {
-                std::memcpy(c.data, p, bytes);
+            check_aligned(w, l, source_at, size);
+            uint32_t step = bytes == size ? size : 1;  // an odd number of bytes: each by itself
+            for (uint32_t i = 0; i < bytes; i += step) {
+                uint64_t unwritten;
+                std::memcpy(c.data + i, global_read(w, l, source_at + i, step, &unwritten), step);
+                if (unwritten) w.fault("uninitialised global memory is copied", l);
             }
             buffer = w.machine->find(source_at);
             for (uint64_t s = source_at / 32; s <= (source_at + bytes - 1) / 32; ++s)
@@ -82,7 +85,7 @@ Step copy(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         shared_write(w, l, static_cast<uint32_t>(at), size);
         std::memset(w.block->poison.data() + at, 1, size);
         shared[l] = static_cast<uint32_t>(at);
-        w.open[l].push_back(c);
+        w.copies[l].open.push_back(c);
     }
     Counters& c = w.machine->counters;
     count_shared(shared, mask, size, c.async_wavefronts, c.async_ideal);
@@ -100,8 +103,19 @@ Step copy(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 Step commit(Warp& w, Group&, const Instruction&, uint32_t mask) {
     for (int l = 0; l < 32; ++l)
         if (mask >> l & 1) {
-            w.sent[l].push_back(std::move(w.open[l]));
-            w.open[l].clear();
+            w.copies[l].sent.push_back(std::move(w.copies[l].open));
+            w.copies[l].open.clear();
+        }
+    return Step::kNext;
+}
+
+// cp.async.mbarrier.arrive{.noinc}: the lane arrives once its copies have landed. mode: noinc
+Step arrive(Warp& w, Group&, const Instruction& in, uint32_t mask) {
+    for (int l = 0; l < 32; ++l)
+        if (mask >> l & 1) {
+            Mbarrier& bar = mbarrier_at(w, l, address(w, in.ops[0], l));
+            bar.pending += !in.mode[0];
+            bar.deferred.push_back({static_cast<uint8_t>(w.index), static_cast<uint8_t>(l)});
         }
     return Step::kNext;
 }
@@ -111,11 +125,10 @@ Step wait(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     size_t keep = in.mode[0] ? 0 : lane_bits(w, in.ops[0], 0);
     for (int l = 0; l < 32; ++l)
         if (mask >> l & 1) {
-            land_copies(w, l, keep);
-            if (in.mode[0]) {
-                land(w, l, w.open[l]);
-                w.open[l].clear();
-            }
+            if (in.mode[0])
+                land_all(w, l);
+            else
+                land_groups(w, l, keep);
         }
     return Step::kNext;
 }
@@ -123,10 +136,13 @@ Step wait(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 }  // namespace
 
 bool bind_async(const Opcode& op, Instruction& in) {
-    if (op.base != "cp" || op.modifiers.empty() || op.modifiers[0] != "async" || op.has("bulk") ||
-        op.has("mbarrier"))
-        return false;
+    if (op.base != "cp" || op.modifiers[0] != "async" || op.has("bulk")) return false;
     in.kind = Class::kAsync;
+    if (op.has("mbarrier")) {
+        in.mode[0] = op.has("noinc");
+        in.handler = arrive;
+        return op.has("arrive") && !op.has("shared::cluster");
+    }
     if (op.has("commit_group")) return in.handler = commit, true;
     if (op.has("wait_group") || op.has("wait_all")) {
         in.mode[0] = op.has("wait_all");

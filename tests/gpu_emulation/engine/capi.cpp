@@ -30,8 +30,8 @@ Opcode split(const std::string& text) {
 }
 
 bool bind(const Opcode& op, Instruction& in) {
-    for (auto binder :
-         {bind_control, bind_memory, bind_async, bind_mma, bind_warp, bind_convert, bind_alu}) {
+    for (auto binder : {bind_control, bind_memory, bind_async, bind_mma, bind_warp, bind_convert,
+                        bind_alu, bind_mbarrier, bind_bulk, bind_wgmma}) {
         in.handler = nullptr;
         std::fill(in.mode, in.mode + 6, 0);
         in.sync_mask = -1, in.aligned = in.control = false;
@@ -116,7 +116,7 @@ struct BufferArgument {
     const char* name;
     void* host;
     uint64_t size;
-    int32_t writable;
+    int32_t writable, uninitialised;
 };
 
 struct BufferCounters {
@@ -135,8 +135,8 @@ void emu_addresses(const uint64_t* sizes, int32_t n, uint64_t* out) {
 int emu_launch(void* handle, const uint32_t* grid, const uint32_t* block, const uint8_t* params,
                uint64_t param_bytes, const BufferArgument* buffers, int32_t n,
                uint32_t static_shared, uint32_t dynamic_shared, const int32_t* special,
-               int32_t specials, uint64_t seed, uint64_t limit, int32_t races, int32_t spread,
-               Counters* counters, BufferCounters* per_buffer) {
+               int32_t specials, uint64_t seed, uint64_t limit, uint32_t resident, int32_t races,
+               int32_t spread, Counters* counters, BufferCounters* per_buffer) {
     Machine m;
     m.program = static_cast<Program*>(handle);
     std::copy(grid, grid + 3, m.grid);
@@ -144,7 +144,8 @@ int emu_launch(void* handle, const uint32_t* grid, const uint32_t* block, const 
     m.params.assign(params, params + param_bytes);
     m.shared_bytes = static_shared + dynamic_shared, m.dynamic_bytes = dynamic_shared;
     m.special.assign(special, special + specials);
-    m.seed = seed, m.limit = limit, m.check_races = races, m.spread_poison = spread;
+    m.seed = seed, m.limit = limit, m.resident = resident, m.check_races = races,
+    m.spread_poison = spread;
     std::vector<uint64_t> sizes, bases(n);
     for (int i = 0; i < n; ++i) sizes.push_back(buffers[i].size);
     emu_addresses(sizes.data(), n, bases.data());
@@ -152,13 +153,15 @@ int emu_launch(void* handle, const uint32_t* grid, const uint32_t* block, const 
         Buffer b;
         b.name = buffers[i].name, b.base = bases[i], b.size = buffers[i].size,
         b.host = static_cast<uint8_t*>(buffers[i].host), b.writable = buffers[i].writable;
+        b.uninitialised = buffers[i].uninitialised;
+        if (b.uninitialised) b.writers.resize(b.size);
         for (auto& t : b.touched) t.assign(b.size / 64 + 1, 0);
         m.buffers.push_back(std::move(b));
     }
     int status = 0;
     try {
         m.run();
-    } catch (const Fault& fault) {
+    } catch (const std::exception& fault) {
         message = fault.what();
         status = 1;
     }

@@ -24,6 +24,14 @@ void order_lanes(Warp& w) {
     w.lanes_synced = w.now() - 1;
 }
 
+// Everything that happened before here is visible to bulk copies and wgmma issued after here.
+Step proxy_fence(Warp& w, Group&, const Instruction&, uint32_t) {
+    for (int i = 0; i < kMaxWarps; ++i)
+        w.clock.proxied[i] = std::max(w.clock.proxied[i], w.clock.at[i]);
+    w.tick();
+    return Step::kNext;
+}
+
 Step warp_sync(Warp& w, Group&, const Instruction&, uint32_t) {
     order_lanes(w);
     return Step::kNext;
@@ -60,7 +68,7 @@ Step barrier(Warp& w, Group& g, const Instruction& in, uint32_t mask) {
                                           : bar.reduction || count;
     }
     order_lanes(w);
-    if (!bar.arrived) bar.clock = VectorClock();
+    if (!bar.arrived) bar.clock = Clocks();
     bar.clock.join(w.clock);
     // what this warp does from here on is not covered by the barrier's clock
     order_lanes(w);
@@ -86,6 +94,9 @@ bool bind_control(const Opcode& op, Instruction& in) {
     if (base == "ret" || base == "exit") return in.handler = leave, in.control = true;
     if (base == "trap" || base == "brkpt") return in.handler = trap, true;
     if (base == "call") return in.handler = call, true;
+    if (base == "fence" && op.has("proxy") &&
+        (op.has("async") || op.has("async::generic") || op.has("async.shared::cta")))
+        return in.handler = proxy_fence, true;
     if (base == "nanosleep" || base == "membar" || base == "fence" || base == "pragma" ||
         base == "setmaxnreg" || base == "griddepcontrol")
         return in.handler = nothing, true;

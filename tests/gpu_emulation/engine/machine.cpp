@@ -1,22 +1,38 @@
-// The scheduler: groups of lanes within a warp, warps within a block, blocks one after another.
+// The scheduler: groups of lanes within a warp, warps within a block, some blocks at a time.
 //
 //   A warp is a list of groups (lanes, pc). The runnable group with the smallest pc runs; groups
 //   that meet at one pc become one: so both sides of a branch come together at its end, loops at
 //   their exit, without knowing the graph. A group that spins (waiting for a lane at a higher pc)
 //   gives way after kPatience instructions.
+//
+//   Blocks start in order. One that is not done after kSlot instructions (it may be waiting for
+//   another) shares the machine with the next, up to `resident` blocks. With a seed, blocks start
+//   together, in a shuffled order within windows of that many, and their warps take turns of random
+//   length in random order.
 #include "machine.h"
 
 #include <algorithm>
 #include <bit>
-#include <random>
+#include <list>
 
 namespace emu {
 namespace {
 
-constexpr int kPatience = 20000;  // instructions of one group before others get a turn
+constexpr int kPatience = 20000;     // instructions of one group before others get a turn
+constexpr uint64_t kSlot = 1000000;  // of one block before another may start beside it
 
 bool runnable(Warp& w, Group& g) {
     if (g.wait == Wait::kNone) return true;
+    if (g.wait == Wait::kMbarrier) {
+        if (!phase_ended(*w.block, g.address, g.phase)) return false;
+        g.wait = Wait::kNone;
+        return true;
+    }
+    if (g.wait == Wait::kWarpgroup) {
+        if (!warpgroup_committed(w, g.phase)) return false;
+        g.wait = Wait::kNone;
+        return true;
+    }
     if (g.wait != Wait::kLanes) return false;
     const Instruction& in = w.machine->program->code[g.pc];
     uint32_t want = w.live;
@@ -116,14 +132,14 @@ uint64_t run_warp(Warp& w, int turn) {
                 } else {
                     g->mask &= ~mask;
                     ++g->pc;
-                    w.groups.push_back({mask, target});
+                    w.groups.push_back({.mask = mask, .pc = target});
                 }
             } else if (step == Step::kExit) {
                 w.live &= ~mask;
                 g->mask &= ~mask;
                 ++g->pc;
                 if (!g->mask) w.groups.erase(w.groups.begin() + (g - w.groups.data()));
-            } else {
+            } else if (step == Step::kBlock) {
                 ++g->pc;
                 if (mask != g->mask)
                     w.fault("only some lanes of a group block here: their guard differs");
@@ -178,6 +194,11 @@ void deadlock(Block& b) {
                 (g.wait == Wait::kBarrier
                      ? " wait at barrier " + std::to_string(g.barrier) + " (" +
                            std::to_string(b.barriers[g.barrier].arrived) + " threads have arrived)"
+                 : g.wait == Wait::kMbarrier
+                     ? " wait for phase " + std::to_string(g.phase) + " of the mbarrier at " +
+                           hex(g.address) + describe(b.mbarriers.at(g.address))
+                 : g.wait == Wait::kWarpgroup
+                     ? std::string(" wait for the other warps of the warpgroup to issue a wgmma")
                      : std::string(" wait for other lanes")) +
                 ", PTX line " + std::to_string(w.machine->program->code[pc].line);
         }
@@ -192,111 +213,108 @@ uint32_t Block::threads_live() const {
     return n;
 }
 
-void Machine::run_block(Block& b) {
-    uint32_t count = threads[0] * threads[1] * threads[2];
-    b.machine = this;
-    b.shared.assign(shared_bytes, 0xff);  // a NaN in every float format
-    b.poison.assign(shared_bytes, 1);
-    b.warps.resize((count + 31) / 32);
-    if (check_races) {
-        b.writers.assign(shared_bytes, {});
-        b.readers.assign(shared_bytes * b.warps.size(), 0);
-        b.reader_lane.assign(shared_bytes * b.warps.size(), 0);
+// The value of the special register at place s of ptx.SPECIAL.
+static uint64_t special_value(const Block& b, uint32_t warp, uint32_t lane, size_t s) {
+    const Machine& m = *b.machine;
+    uint32_t thread = warp * 32 + lane, axis = s % 3;
+    const uint32_t* n = m.threads;
+    const uint32_t tid[] = {thread % n[0], thread / n[0] % n[1], thread / n[0] / n[1]};
+    // tid, ntid, ctaid, nctaid, then of clusters of one block each
+    const uint32_t* triples[] = {tid, n, b.id, m.grid, nullptr, nullptr, b.id, m.grid};
+    if (s < 24) return triples[s / 3] ? triples[s / 3][axis] : s / 3 == 5;
+    const uint64_t below = (1ull << lane) - 1, upto = (2ull << lane) - 1;
+    const uint64_t rest[] = {
+        lane,           warp, b.warps.size(), 0,     1,    0,     0,     0, 1, m.dynamic_bytes,
+        m.shared_bytes, 0,    1ull << lane,   below, upto, ~upto, ~below};
+    return s - 24 < std::size(rest) ? static_cast<uint32_t>(rest[s - 24]) : 0;
+}
+
+Block::Block(Machine& m, uint64_t number)
+    : machine(&m), linear(number), random(m.seed * 0x9e3779b97f4a7c15ull + number) {
+    id[0] = static_cast<uint32_t>(number % m.grid[0]);
+    id[1] = static_cast<uint32_t>(number / m.grid[0] % m.grid[1]);
+    id[2] = static_cast<uint32_t>(number / m.grid[0] / m.grid[1]);
+    uint32_t count = m.threads[0] * m.threads[1] * m.threads[2];
+    const Program& program = *m.program;
+    shared.assign(m.shared_bytes, 0xff);  // a NaN in every float format
+    poison.assign(m.shared_bytes, 1);
+    warps.resize((count + 31) / 32);
+    if (m.check_races) {
+        writers.assign(m.shared_bytes, {});
+        readers.assign(m.shared_bytes * warps.size(), 0);
+        reader_lane.assign(m.shared_bytes * warps.size(), 0);
     }
-    for (size_t i = 0; i < b.warps.size(); ++i) {
-        Warp& w = b.warps[i];
-        w.machine = this, w.block = &b, w.index = static_cast<int>(i);
-        w.registers.assign(static_cast<size_t>(program->rows + 1) * 32, 0xffffffffu);
-        w.poison.assign(program->rows + 1, ~0u);
+    for (size_t i = 0; i < warps.size(); ++i) {
+        Warp& w = warps[i];
+        w.machine = &m, w.block = this, w.index = static_cast<int>(i);
+        w.registers.assign(static_cast<size_t>(program.rows + 1) * 32, 0xffffffffu);
+        w.poison.assign(program.rows + 1, ~0u);
         w.regs = w.registers.data();
         uint32_t lanes = std::min<uint32_t>(32, count - static_cast<uint32_t>(i) * 32);
         w.live = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        w.groups = {{w.live, 0}};
+        w.groups = {Group{.mask = w.live}};
         w.clock.at[i] = 2, w.lanes_synced = 1;
-        if (program->local_bytes) {
-            w.local.assign(static_cast<size_t>(program->local_bytes) * 32, 0xff);
+        if (program.local_bytes) {
+            w.local.assign(static_cast<size_t>(program.local_bytes) * 32, 0xff);
             w.local_poison.assign(w.local.size(), 1);
         }
-        for (size_t s = 0; s < special.size(); ++s) {
-            for (int l = 0; l < 32; ++l) {
-                uint32_t t = static_cast<uint32_t>(i) * 32 + l, value = 0;
-                int axis = s % 3;
-                switch (s / 3) {
-                    case 0:
-                        value = axis == 0   ? t % threads[0]
-                                : axis == 1 ? t / threads[0] % threads[1]
-                                            : t / threads[0] / threads[1];
-                        break;
-                    case 1: value = threads[axis]; break;
-                    case 2: value = b.id[axis]; break;
-                    case 3: value = grid[axis]; break;
-                    case 4: value = 0; break;  // cluster_ctaid: clusters of one block
-                    case 5: value = 1; break;  // cluster_nctaid
-                    case 6: value = b.id[axis]; break;
-                    case 7: value = grid[axis]; break;
-                    default:
-                        switch (s - 24) {
-                            case 0: value = l; break;
-                            case 1: value = static_cast<uint32_t>(i); break;
-                            case 2: value = static_cast<uint32_t>(b.warps.size()); break;
-                            case 3: value = 0; break;  // smid
-                            case 4: value = 1; break;
-                            case 5:
-                            case 6:
-                            case 7: value = 0; break;
-                            case 8: value = 1; break;  // cluster_nctarank
-                            case 9: value = dynamic_bytes; break;
-                            case 10: value = shared_bytes; break;
-                            case 11: value = 0; break;
-                            case 12: value = 1u << l; break;
-                            case 13: value = (1u << l) - 1; break;
-                            case 14: value = (2u << l) - 1; break;
-                            case 15: value = ~((2u << l) - 1); break;
-                            case 16: value = ~((1u << l) - 1); break;
-                            default: value = 0;
-                        }
-                }
-                uint32_t* row = w.regs + int64_t{special[s]} * 32;
-                if (s >= 24 + 17)
+        for (size_t s = 0; s < m.special.size(); ++s) {
+            bool wide = s + 2 >= m.special.size();  // clock64, globaltimer
+            for (uint32_t l = 0; l < 32; ++l) {
+                uint64_t value = special_value(*this, static_cast<uint32_t>(i), l, s);
+                uint32_t* row = w.regs + int64_t{m.special[s]} * 32;
+                if (wide)
                     reinterpret_cast<uint64_t*>(row)[l] = value;
                 else
-                    row[l] = value;
+                    row[l] = static_cast<uint32_t>(value);
             }
-            w.poison[special[s]] = 0;
+            w.poison[m.special[s]] = 0;
         }
-    }
-    std::vector<int> order(b.warps.size());
-    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-    std::mt19937_64 random(seed * 0x9e3779b97f4a7c15ull + b.linear);
-    uint64_t spent = 0;
-    while (b.threads_live()) {
-        if (seed) std::shuffle(order.begin(), order.end(), random);
-        uint64_t done = 0;
-        for (int i : order) {
-            done += run_warp(b.warps[i], kPatience);
-            release_barriers(b);
-        }
-        spent += done;
-        bool any = false;
-        for (Warp& w : b.warps)
-            for (Group& g : w.groups) any |= runnable(w, g);
-        if (!any && b.threads_live()) deadlock(b);
-        if (limit && spent > limit)
-            b.warps[0].fault(
-                "the block has run " + std::to_string(spent) +
-                " instructions: an endless loop, or a wait for a block that does not run");
     }
 }
 
+bool Block::turn() {
+    std::vector<size_t> order(warps.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    if (machine->seed) std::shuffle(order.begin(), order.end(), random);
+    for (size_t i : order) {
+        int length = machine->seed ? 1 + static_cast<int>(random() % 500) : kPatience;
+        spent += run_warp(warps[i], length);
+        release_barriers(*this);
+    }
+    if (!threads_live()) {
+        for (Warp& w : warps) check_ended(w);
+        return false;
+    }
+    bool any = false;
+    for (Warp& w : warps)
+        for (Group& g : w.groups) any |= runnable(w, g);
+    if (!any) deadlock(*this);
+    if (machine->limit && spent > machine->limit) {
+        auto running = std::find_if(warps.begin(), warps.end(), [](Warp& w) { return w.live; });
+        running->fault("the block has run " + std::to_string(spent) +
+                       " instructions: an endless loop, or a wait for a block that does not run");
+    }
+    return true;
+}
+
 void Machine::run() {
-    uint64_t blocks = uint64_t{grid[0]} * grid[1] * grid[2];
-    for (uint64_t i = 0; i < blocks; ++i) {
-        Block b;
-        b.linear = i;
-        b.id[0] = static_cast<uint32_t>(i % grid[0]);
-        b.id[1] = static_cast<uint32_t>(i / grid[0] % grid[1]);
-        b.id[2] = static_cast<uint32_t>(i / grid[0] / grid[1]);
-        run_block(b);
+    uint64_t blocks = uint64_t{grid[0]} * grid[1] * grid[2], next = 0;
+    std::vector<uint64_t> order(blocks);
+    for (uint64_t i = 0; i < blocks; ++i) order[i] = i;
+    std::mt19937_64 random(seed);
+    for (uint64_t i = 0; seed && i < blocks; i += resident)
+        std::shuffle(order.begin() + static_cast<std::ptrdiff_t>(i),
+                     order.begin() + static_cast<std::ptrdiff_t>(std::min(i + resident, blocks)),
+                     random);
+    std::list<Block> running;
+    while (next < blocks || !running.empty()) {
+        if (next < blocks && running.size() < resident) running.emplace_back(*this, order[next++]);
+        running.remove_if([&](Block& b) {
+            for (uint64_t end = b.spent + (seed ? 1 : kSlot); b.spent < end;)
+                if (!b.turn()) return true;
+            return false;
+        });
     }
 }
 

@@ -9,8 +9,12 @@
 //   addresses: global buffers at kGlobal + i * (size + 64 MiB); windows for shared, local and
 //   parameters below.
 #pragma once
+#include <algorithm>
+#include <array>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -29,12 +33,18 @@ struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Who wrote a byte of global memory last: block + 1 (0: nobody), warp, lane, and when on its clock.
+struct GlobalWriter {
+    uint32_t clock = 0, block : 22 = 0, warp : 5 = 0, lane : 5 = 0;
+};
+
 struct Buffer {
     std::string name;
     uint64_t base = 0, size = 0;
     uint8_t* host = nullptr;
-    bool writable = true;
+    bool writable = true, uninitialised = false;
     std::vector<uint64_t> touched[2];  // a bit a byte: read, written
+    std::vector<GlobalWriter> writers;
     uint64_t asked[2] = {}, sectors[2] = {}, lines[2] = {}, requests[2] = {};
 };
 
@@ -47,22 +57,36 @@ struct Counters {
 };
 
 using Clock = uint32_t;
-struct VectorClock {
-    Clock at[kMaxWarps + 1] = {};  // the last is the asynchronous proxy
-    void join(const VectorClock& other) {
-        for (int i = 0; i <= kMaxWarps; ++i) at[i] = at[i] > other.at[i] ? at[i] : other.at[i];
+constexpr int kAsync = kMaxWarps;  // the writer "asynchronous copy" beside the warps
+
+// What somebody has seen: of each warp's accesses, all those stamped up to at[warp] and of copies
+// all up to at[kAsync]; up to proxied[warp] a fence.proxy.async lies between the warp's write and
+// here; of other blocks what an atomic, or a load or store with an order, let through.
+struct Clocks {
+    Clock at[kMaxWarps + 1] = {}, proxied[kMaxWarps] = {};
+    std::map<uint64_t, std::array<Clock, kMaxWarps>> others;
+
+    void join(const Clocks& other) {
+        for (int i = 0; i <= kMaxWarps; ++i) at[i] = std::max(at[i], other.at[i]);
+        for (int i = 0; i < kMaxWarps; ++i) proxied[i] = std::max(proxied[i], other.proxied[i]);
+        for (auto& [block, theirs] : other.others) join_block(block, theirs.data());
+    }
+    void join_block(uint64_t block, const Clock* theirs) {
+        auto& mine = others.try_emplace(block).first->second;
+        for (int i = 0; i < kMaxWarps; ++i) mine[i] = std::max(mine[i], theirs[i]);
     }
 };
 
 // Why a group of lanes does not run.
-enum class Wait : uint8_t { kNone, kLanes, kBarrier, kMbarrier };
+enum class Wait : uint8_t { kNone, kLanes, kBarrier, kMbarrier, kWarpgroup };
 
 struct Group {
     uint32_t mask = 0;
     int32_t pc = 0;
     Wait wait = Wait::kNone;
-    int32_t barrier = 0;
-    uint32_t address = 0, parity = 0;
+    int32_t barrier = 0;   // kBarrier: its number
+    uint32_t address = 0;  // kMbarrier: where it lies and the phase that must end
+    uint64_t phase = 0;    // kWarpgroup: how many groups must be committed
 };
 
 // One cp.async of one lane, landing when its group is waited for.
@@ -71,6 +95,47 @@ struct PendingCopy {
     uint8_t data[16];
 };
 
+// cp.async of one lane: issued but not committed, and committed groups, oldest first.
+struct AsyncCopies {
+    std::vector<PendingCopy> open;
+    std::vector<std::vector<PendingCopy>> sent;
+};
+
+// What a bulk copy moves: pieces of at most a row, each with its place in shared memory; one
+// outside the tensor has no place in global memory (zeros are loaded, nothing is stored).
+struct BulkCopy {
+    struct Piece {
+        uint64_t global;  // 0: outside
+        uint32_t shared, bytes;
+    };
+    std::vector<Piece> pieces;
+    uint32_t total = 0;
+    int lane = 0;
+    Clock stamp = 0;
+    uint8_t warp = 0, fill = 0;  // fill: the byte that stands for what is outside
+    const Instruction* from = nullptr;
+};
+
+// An mbarrier object (PTX ISA, "Parallel Synchronization: mbarrier").
+struct Mbarrier {
+    uint32_t expected = 0, pending = 0;
+    int64_t bytes = 0;  // expected minus arrived of this phase
+    uint64_t phase = 0;
+    Clocks arriving, released;     // of this phase's arrivals; of all that is past
+    std::vector<BulkCopy> copies;  // that will add their bytes here, not landed yet
+    struct Lane {
+        uint8_t warp, lane;
+    };
+    std::vector<Lane> deferred;  // that arrive once their cp.async have landed
+};
+
+// Bulk stores of one lane: as AsyncCopies.
+struct BulkStores {
+    std::vector<BulkCopy> open;
+    std::vector<std::vector<BulkCopy>> sent;
+};
+
+struct WgmmaQueue;
 struct Block;
 struct Machine;
 
@@ -82,12 +147,13 @@ struct Warp {
     std::vector<uint32_t> registers, poison;
     uint32_t* regs = nullptr;
     uint32_t live = 0;
-    VectorClock clock;
+    Clocks clock;
     Clock lanes_synced =
         0;  // own clock at the last point where the warp's lanes saw each other's writes
     std::vector<uint8_t> local, local_poison;
-    std::vector<PendingCopy> open[32];               // issued, not yet committed
-    std::vector<std::vector<PendingCopy>> sent[32];  // committed groups, oldest first
+    std::array<AsyncCopies, 32> copies;
+    std::array<BulkStores, 32> stores;
+    std::shared_ptr<WgmmaQueue> wgmma;  // made by the first wgmma
     const Instruction* current = nullptr;
     uint32_t current_mask = 0;
 
@@ -98,28 +164,35 @@ struct Warp {
 
 // Who wrote a byte of shared memory last, and when, on that warp's clock.
 struct Writer {
-    Clock clock;
-    uint8_t warp, lane;
+    Clock clock = 0;
+    uint8_t warp = 0, lane = 0;
+    uint16_t unused = 0;  // no padding: neighbours are compared as bytes
 };
 
 struct Barrier {
     uint32_t arrived = 0, expected = 0;
-    VectorClock clock;
+    Clocks clock;
     int reduction = 0;
 };
 
 struct Block {
     Machine* machine = nullptr;
     uint32_t id[3] = {};
-    uint64_t linear = 0;
+    uint64_t linear = 0, spent = 0;
     std::vector<Warp> warps;
     std::vector<uint8_t> shared, poison;
     std::vector<Writer> writers;
     std::vector<Clock> readers;  // [warp][byte]
     std::vector<uint8_t> reader_lane;
     Barrier barriers[16];
-    std::unordered_map<uint64_t, VectorClock> released;  // by address of an atomic
+    std::map<uint32_t, Mbarrier> mbarriers;
+    Clock copied = 0;                               // stamp of the newest bulk copy
+    std::unordered_map<uint64_t, Clocks> released;  // by shared address of an atomic
+    std::mt19937_64 random;
+
+    Block(Machine&, uint64_t linear);
     uint32_t threads_live() const;
+    bool turn();  // runs each warp for a while; false where all have ended
 };
 
 struct Machine {
@@ -127,13 +200,14 @@ struct Machine {
     std::vector<Buffer> buffers;
     std::vector<uint8_t> params;
     uint32_t grid[3] = {1, 1, 1}, threads[3] = {1, 1, 1};
-    uint32_t shared_bytes = 0, dynamic_bytes = 0;
+    uint32_t shared_bytes = 0, dynamic_bytes = 0, resident = 1;
     uint64_t seed = 0, limit = 0;
     bool check_races = true, spread_poison = false;
     std::vector<int32_t> special;  // rows of the special registers in the order of ptx.SPECIAL
     Counters counters;
     size_t last_buffer = 0;
-    std::unordered_map<uint64_t, VectorClock> released;
+    // by global address: what the blocks that wrote there in order had seen
+    std::unordered_map<uint64_t, Clocks> released;
 
     Buffer* find(uint64_t address) {
         if (last_buffer < buffers.size()) {
@@ -145,7 +219,6 @@ struct Machine {
         return nullptr;
     }
     void run();
-    void run_block(Block&);
 };
 
 // ---- registers
@@ -241,18 +314,44 @@ inline uint64_t address(const Warp& w, const Operand& o, int lane) {
     return base + static_cast<uint64_t>(o.offset);
 }
 
-// ---- shared memory with shadow (shared.cpp)
-// -----------------------------------------------------------------------------------
+// ---- memory with its shadow
+// -------------------------------------------------------------------------------------------------------------
 
 std::string place(const Warp&, const Instruction&);
+std::string hex(uint64_t);
+
+// shared.cpp: records accesses for the race check; data and poison move separately.
 void check_shared(Warp&, int lane, uint64_t at, uint64_t size, uint64_t align);
-// Records the access for the race check; data and poison move separately.
 void shared_read(Warp&, int lane, uint32_t at, uint32_t size);
 // value: what is written, where several threads may write the same bytes alike.
 void shared_write(Warp&, int lane, uint32_t at, uint32_t size, const void* value = nullptr);
 bool shared_poison(const Warp&, uint32_t at, uint32_t size);
+// By the asynchronous proxy on a lane's behalf: a read, to come, of bytes that must hold a value,
+// made visible by fence.proxy.async; a write that poisons them until it lands, with its stamp.
+void check_async_read(Warp&, int lane, uint32_t at, uint32_t size);
+void async_write(Warp&, int lane, uint32_t at, uint32_t size, Clock stamp);
+
+// global.cpp
+void check_aligned(Warp&, int lane, uint64_t at, uint64_t size);
 uint8_t* global_at(Warp&, int lane, uint64_t at, uint64_t size, bool writing);
-void land_copies(Warp&, int lane, size_t keep);
-bool complete_mbarrier(Block&, uint32_t at, uint32_t parity);
+// As above, and records it for the race check. value: as shared_write. The read is poisoned where
+// the buffer was passed as uninitialised and nobody has written.
+uint8_t* global_write(Warp&, int lane, uint64_t at, uint64_t size, const void* value = nullptr);
+const uint8_t* global_read(Warp&, int lane, uint64_t at, uint64_t size, uint64_t* poison = nullptr);
+void count_global(Warp&, const uint64_t* at, uint32_t mask, uint32_t size, bool writing);
+void count_row(Buffer&, uint64_t at, uint64_t size, bool writing);
+void acquire(Warp&, uint64_t at);
+void release(Warp&, uint64_t at);
+
+// mbarrier.cpp: whether the phase has ended; bulk copies that it waits for land here and now.
+bool phase_ended(Block&, uint32_t at, uint64_t phase);
+Mbarrier& mbarrier_at(Warp&, int lane, uint64_t at);
+std::string describe(const Mbarrier&);
+void land_all(Warp&, int lane);      // async.cpp: the lane's cp.async
+void land(Block&, const BulkCopy&);  // bulk.cpp: a load
+void check_ended(Warp&);             // bulk.cpp, wgmma.cpp: nothing is left in flight at the end
+bool wgmma_in_flight(const Warp&);
+// All four warps of the warpgroup have committed so many groups.
+bool warpgroup_committed(const Warp&, uint64_t groups);
 
 }  // namespace emu

@@ -49,29 +49,6 @@ void count_shared(const uint32_t* at, uint32_t mask, uint32_t size, uint64_t& wa
     }
 }
 
-static void count_global(Warp& w, const uint64_t* at, uint32_t mask, uint32_t size, bool writing) {
-    Buffer* b = w.machine->find(at[std::countr_zero(mask)]);
-    if (!b) return;
-    uint64_t sectors[64], lines[64];
-    int count = 0;
-    for (int l = 0; l < 32; ++l) {
-        if (!(mask >> l & 1)) continue;
-        for (uint64_t s = at[l] / 32; s <= (at[l] + size - 1) / 32 && count < 64; ++s)
-            sectors[count++] = s;
-        uint64_t first = at[l] - b->base;
-        if (first < b->size)
-            for (uint64_t i = first; i < first + size; ++i)
-                b->touched[writing][i / 64] |= 1ull << (i % 64);
-    }
-    b->requests[writing]++;
-    b->asked[writing] += static_cast<uint64_t>(std::popcount(mask)) * size;
-    std::sort(sectors, sectors + count);
-    count = static_cast<int>(std::unique(sectors, sectors + count) - sectors);
-    for (int i = 0; i < count; ++i) lines[i] = sectors[i] / 4;
-    b->sectors[writing] += count;
-    b->lines[writing] += std::unique(lines, lines + count) - lines;
-}
-
 namespace {
 
 Space window(uint64_t& at) {
@@ -101,7 +78,7 @@ void check_local(Warp& w, int lane, uint64_t at, uint64_t size) {
                 lane);
 }
 
-// mode: space, element bytes, elements, signed
+// mode: space, element bytes, elements, signed, with an order
 Step load(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     int size = in.mode[1], n = in.mode[2], total = size * n;
     const Operand& where = in.ops[n];
@@ -116,8 +93,11 @@ Step load(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         if (space == kGeneric) space = window(at);
         const uint8_t* p;
         const uint8_t* shadow = nullptr;
+        uint64_t unwritten = 0;
         if (space == kGlobalSpace || space == kConstSpace) {
-            p = global_at(w, l, at, total, false);
+            check_aligned(w, l, at, total);
+            if (in.mode[4]) acquire(w, at);
+            p = global_read(w, l, at, total, &unwritten);
             global[l] = at, global_mask |= 1u << l;
         } else if (space == kSharedSpace) {
             check_shared(w, l, at, total, total);
@@ -135,7 +115,7 @@ Step load(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         }
         for (int e = 0; e < n; ++e) {
             uint64_t value = load_bits(p + e * size, size);
-            bool poison = false;
+            bool poison = unwritten >> (e * size) & ((1ull << size) - 1);
             if (shadow)
                 for (int i = 0; i < size; ++i) poison |= shadow[e * size + i];
             set_lane(w, in.ops[e], l, in.mode[3] ? sign_extend(value, size) : value, poison);
@@ -162,17 +142,17 @@ Step store(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         uint64_t at = address(w, where, l);
         auto space = static_cast<Space>(in.mode[0]);
         if (space == kGeneric) space = window(at);
-        uint8_t *p, *shadow = nullptr;
+        uint8_t *p, *shadow = nullptr, values[64];
+        for (int e = 0; e < n; ++e) {
+            uint64_t value = lane_bits(w, in.ops[1 + e], l);
+            std::memcpy(values + e * size, &value, size);
+        }
         if (space == kGlobalSpace) {
-            p = global_at(w, l, at, total, true);
+            check_aligned(w, l, at, total);
+            p = global_write(w, l, at, total, values);
             global[l] = at, global_mask |= 1u << l;
         } else if (space == kSharedSpace) {
             check_shared(w, l, at, total, total);
-            uint8_t values[64];
-            for (int e = 0; e < n; ++e) {
-                uint64_t value = lane_bits(w, in.ops[1 + e], l);
-                std::memcpy(values + e * size, &value, size);
-            }
             shared_write(w, l, static_cast<uint32_t>(at), total, values);
             p = w.block->shared.data() + at, shadow = w.block->poison.data() + at;
             shared[l] = static_cast<uint32_t>(at), shared_mask |= 1u << l;
@@ -186,10 +166,10 @@ Step store(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         for (int e = 0; e < n; ++e) {
             bool poison = poisoned(w, in.ops[1 + e]) >> l & 1;
             if (poison && !shadow) w.fault("an uninitialised value is stored to global memory", l);
-            uint64_t value = lane_bits(w, in.ops[1 + e], l);
-            std::memcpy(p + e * size, &value, size);
             if (shadow) std::memset(shadow + e * size, poison, size);
         }
+        std::memcpy(p, values, total);
+        if (in.mode[4] && space == kGlobalSpace) release(w, at);
     }
     Counters& c = w.machine->counters;
     if (global_mask) count_global(w, global, global_mask, total, true);
@@ -315,22 +295,25 @@ Step atomic(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         uint64_t at = address(w, where, l);
         auto space = static_cast<Space>(in.mode[0]);
         if (space == kGeneric) space = window(at);
-        uint8_t* p;
-        uint8_t* shadow = nullptr;
-        VectorClock* seen;
+        uint64_t total = static_cast<uint64_t>(size) * n;
+        uint8_t *p, *shadow = nullptr;
         if (space == kSharedSpace) {
-            check_shared(w, l, at, static_cast<uint64_t>(size) * n,
-                         static_cast<uint64_t>(size) * n);
+            check_shared(w, l, at, total, total);
             p = w.block->shared.data() + at, shadow = w.block->poison.data() + at;
-            seen = &w.block->released[at];
+            Clocks& seen = w.block->released[at];
+            w.clock.join(seen);
+            shared_write(w, l, static_cast<uint32_t>(at), size * n);
+            seen.join(w.clock);
         } else {
-            p = global_at(w, l, at, static_cast<uint64_t>(size) * n, true);
+            check_aligned(w, l, at, total);
+            acquire(w, at);
+            p = global_at(w, l, at, total, true);
+            uint64_t unwritten;
+            global_read(w, l, at, total, &unwritten);
+            if (unwritten) w.fault("atomic on uninitialised global memory", l);
             global[l] = at, global_mask |= 1u << l;
-            seen = &w.block->released[at];
+            release(w, at);
         }
-        w.clock.join(*seen);
-        if (space == kSharedSpace) shared_write(w, l, static_cast<uint32_t>(at), size * n);
-        seen->join(w.clock);
         for (int e = 0; e < n; ++e) {
             const Operand& value = in.ops[first + 1 + e];
             uint32_t second = in.mode[2] == kCas ? poisoned(w, in.ops[first + 2]) : 0;
@@ -427,6 +410,8 @@ bool bind_memory(const Opcode& op, Instruction& in) {
         in.mode[1] = bytes_of(t);
         in.mode[2] = op.has("v2") ? 2 : op.has("v4") ? 4 : op.has("v8") ? 8 : 1;
         in.mode[3] = t[0] == 's';
+        in.mode[4] =
+            op.has("acquire") || op.has("release") || op.has("relaxed") || op.has("volatile");
         if (!in.mode[1] || in.mode[0] < 0) return false;
         in.handler = base == "st" ? store : load;
         static const Class classes[] = {Class::kGlobal, Class::kGlobal, Class::kShared,

@@ -12,7 +12,7 @@ struct Group;
 struct Warp;
 struct Instruction;
 
-enum class Step : uint8_t { kNext, kBranch, kBlock, kExit };
+enum class Step : uint8_t { kNext, kBranch, kBlock, kRetry, kExit };  // kRetry: blocks, then again
 using Handler = Step (*)(Warp&, Group&, const Instruction&, uint32_t mask);
 
 // ptx.py writes MEMORY + 8 * (kind of the base); kLabel holds an instruction index.
@@ -96,5 +96,8 @@ bool bind_async(const Opcode&, Instruction&);
 bool bind_mma(const Opcode&, Instruction&);
 bool bind_control(const Opcode&, Instruction&);
 bool bind_warp(const Opcode&, Instruction&);
+bool bind_mbarrier(const Opcode&, Instruction&);
+bool bind_bulk(const Opcode&, Instruction&);
+bool bind_wgmma(const Opcode&, Instruction&);
 
 }  // namespace emu

@@ -3,7 +3,10 @@
 // An access races with an earlier one of another thread, one of the two writing, unless something
 // orders them: a barrier, an mbarrier, an atomic, or (within a warp) a warp-level barrier. Each
 // warp keeps a vector clock; a byte remembers the last writer's clock and each warp's last reading.
-// Source: Lamport clocks as in FastTrack (PLDI 2009), whole read vectors.
+// Source: vector clocks as in FastTrack (Flanagan and Freund, PLDI 2009), whole read vectors.
+//
+// Bulk copies and wgmma reach shared memory through the asynchronous proxy: what a thread wrote is
+// theirs only once a fence.proxy.async lies between (PTX ISA, "Memory Consistency Model: Proxies").
 #include <algorithm>
 #include <cstdio>
 
@@ -32,7 +35,7 @@ void Warp::fault(const std::string& what, int lane) const {
     throw Fault(what + "\n  at " + place(*this, *current) + where);
 }
 
-static std::string hex(uint64_t value) {
+std::string hex(uint64_t value) {
     char text[32];
     std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
     return text;
@@ -57,12 +60,16 @@ bool shared_poison(const Warp& w, uint32_t at, uint32_t size) {
     return any;
 }
 
-static void race(Warp& w, int lane, uint32_t at, const char* what, int warp, int other) {
+static constexpr uint8_t kManyLanes = 0xff;
+
+[[noreturn]] static void race(Warp& w, int lane, uint32_t at, const char* what, int warp,
+                              int other) {
     w.fault(std::string("race on shared byte ") + hex(at) + ": " + what +
-                (warp == kMaxWarps
-                     ? std::string(" an asynchronous copy")
-                     : " warp " + std::to_string(warp) + " lane " + std::to_string(other)) +
-                " with no barrier between",
+                (warp == kAsync ? std::string(" a bulk copy with no wait for its mbarrier between")
+                                : " warp " + std::to_string(warp) +
+                                      (other == kManyLanes ? std::string()
+                                                           : " lane " + std::to_string(other)) +
+                                      " with no barrier between"),
             lane);
 }
 
@@ -71,70 +78,91 @@ static bool ordered(const Warp& w, int lane, int warp, int other, Clock then) {
     return other == lane || then <= w.lanes_synced;
 }
 
-static constexpr uint8_t kManyLanes = 0xff;
+// Neighbouring bytes mostly share their history: one look then serves all of them.
+template <class T>
+static bool all_same(const T* first, uint32_t n) {
+    return !std::memcmp(first, first + 1, (n - 1) * sizeof(T));
+}
 
 void shared_read(Warp& w, int lane, uint32_t at, uint32_t size) {
     Block& b = *w.block;
     if (!w.machine->check_races) return;
-    Clock* mine = b.readers.data() + w.index * b.shared.size();
-    uint8_t* who = b.reader_lane.data() + w.index * b.shared.size();
-    for (uint32_t i = at; i < at + size; ++i) {
-        const Writer& last = b.writers[i];
-        if (last.clock && !ordered(w, lane, last.warp, last.lane, last.clock))
-            race(w, lane, i, "read here, written by", last.warp, last.lane);
-        who[i] = mine[i] == w.now() && who[i] != lane ? kManyLanes : static_cast<uint8_t>(lane);
-        mine[i] = w.now();
+    const Writer* writers = b.writers.data() + at;
+    for (uint32_t i = 0; i < (all_same(writers, size) ? 1 : size); ++i)
+        if (writers[i].clock &&
+            !ordered(w, lane, writers[i].warp, writers[i].lane, writers[i].clock))
+            race(w, lane, at + i, "read here, written by", writers[i].warp, writers[i].lane);
+    Clock* when = b.readers.data() + w.index * b.shared.size() + at;
+    uint8_t* who = b.reader_lane.data() + w.index * b.shared.size() + at;
+    auto fresh = [&](uint32_t i) {
+        return when[i] == w.now() && who[i] != lane ? kManyLanes : static_cast<uint8_t>(lane);
+    };
+    if (all_same(when, size) && all_same(who, size))
+        std::fill_n(who, size, fresh(0));
+    else
+        for (uint32_t i = 0; i < size; ++i) who[i] = fresh(i);
+    std::fill_n(when, size, w.now());
+}
+
+// The bytes may be written now: whoever wrote or read them came before. alike: bytes that already
+// hold what is written may be written by others at the same time.
+template <class F>
+static void check_write(Warp& w, int lane, uint32_t at, uint32_t size, F alike) {
+    Block& b = *w.block;
+    const Writer* writers = b.writers.data() + at;
+    for (uint32_t i = 0; i < (all_same(writers, size) ? 1 : size); ++i) {
+        const Writer& last = writers[i];
+        if (!last.clock || ordered(w, lane, last.warp, last.lane, last.clock)) continue;
+        for (uint32_t j = i; j < (all_same(writers, size) ? size : i + 1); ++j)
+            if (!alike(j)) race(w, lane, at + j, "written here and by", last.warp, last.lane);
+    }
+    for (size_t r = 0; r < b.warps.size(); ++r) {
+        const Clock* when = b.readers.data() + r * b.shared.size() + at;
+        const uint8_t* who = b.reader_lane.data() + r * b.shared.size() + at;
+        uint32_t n = all_same(when, size) && all_same(who, size) ? 1 : size;
+        for (uint32_t i = 0; i < n; ++i)
+            if (when[i] && !ordered(w, lane, static_cast<int>(r), who[i], when[i]))
+                race(w, lane, at + i, "written here, read by", static_cast<int>(r), who[i]);
     }
 }
 
 void shared_write(Warp& w, int lane, uint32_t at, uint32_t size, const void* value) {
     Block& b = *w.block;
     if (!w.machine->check_races) return;
-    size_t bytes = b.shared.size();
-    for (uint32_t i = at; i < at + size; ++i) {
-        Writer& last = b.writers[i];
-        // threads that store the same value to one place: whichever comes last, it is there
-        bool alike = value && static_cast<const uint8_t*>(value)[i - at] == b.shared[i];
-        if (last.clock && !alike && !ordered(w, lane, last.warp, last.lane, last.clock))
-            race(w, lane, i, "written here and by", last.warp, last.lane);
-        for (size_t r = 0; r < b.warps.size(); ++r) {
-            Clock then = b.readers[r * bytes + i];
-            uint8_t who = b.reader_lane[r * bytes + i];
-            if (then && !ordered(w, lane, static_cast<int>(r), who, then))
-                race(w, lane, i, "written here, read by", static_cast<int>(r), who);
-        }
-        last = {w.now(), static_cast<uint8_t>(w.index), static_cast<uint8_t>(lane)};
-    }
+    auto* bytes = static_cast<const uint8_t*>(value);
+    check_write(w, lane, at, size,
+                [&](uint32_t i) { return bytes && bytes[i] == b.shared[at + i]; });
+    std::fill_n(b.writers.data() + at, size,
+                Writer{w.now(), static_cast<uint8_t>(w.index), static_cast<uint8_t>(lane)});
 }
 
-uint8_t* global_at(Warp& w, int lane, uint64_t at, uint64_t size, bool writing) {
-    Machine& m = *w.machine;
-    Buffer* b = m.find(at);
-    if (!b || size > b->size - (at - b->base)) {
-        std::string what = std::string(writing ? "write" : "read") + " of " + std::to_string(size) +
-                           " bytes at " + hex(at) + " is out of bounds";
-        const Buffer* nearest = nullptr;
-        uint64_t best = ~0ull;
-        for (const Buffer& c : m.buffers) {
-            uint64_t distance = at < c.base            ? c.base - at
-                                : at - c.base < c.size ? 0
-                                                       : at - c.base - c.size;
-            if (distance < best) best = distance, nearest = &c;
-        }
-        if (nearest) {
-            int64_t offset = static_cast<int64_t>(at - nearest->base);
-            what += ": byte " + std::to_string(offset) + " of " + nearest->name + ", which has " +
-                    std::to_string(nearest->size);
-        }
-        w.fault(what, lane);
+void async_write(Warp& w, int lane, uint32_t at, uint32_t size, Clock stamp) {
+    Block& b = *w.block;
+    if (w.machine->check_races) {
+        check_write(w, lane, at, size, [](uint32_t) { return false; });
+        std::fill_n(b.writers.data() + at, size, Writer{stamp, kAsync, static_cast<uint8_t>(lane)});
     }
-    if (at % size && (size & (size - 1)) == 0)
-        w.fault("misaligned address " + hex(at) + " for " + std::to_string(size) + " bytes of " +
-                    b->name,
+    std::memset(b.poison.data() + at, 1, size);
+}
+
+void check_async_read(Warp& w, int lane, uint32_t at, uint32_t size) {
+    Block& b = *w.block;
+    if (shared_poison(w, at, size))
+        w.fault("shared bytes at " + hex(at) +
+                    " are read asynchronously, uninitialised or not arrived yet",
                 lane);
-    if (writing && !b->writable)
-        w.fault("write to " + b->name + ", which was passed read-only", lane);
-    return b->host + (at - b->base);
+    if (!w.machine->check_races) return;
+    const Writer* writers = b.writers.data() + at;
+    for (uint32_t i = 0; i < (all_same(writers, size) ? 1 : size); ++i) {
+        const Writer& last = writers[i];
+        if (last.clock && !ordered(w, lane, last.warp, last.lane, last.clock))
+            race(w, lane, at + i, "read here asynchronously, written by", last.warp, last.lane);
+        if (last.clock && last.warp != kAsync && w.clock.proxied[last.warp] < last.clock)
+            w.fault("shared byte " + hex(at + i) + " was written by warp " +
+                        std::to_string(last.warp) +
+                        " and is read asynchronously with no fence.proxy.async between",
+                    lane);
+    }
 }
 
 }  // namespace emu

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..compiler import cuda_to_library, cuda_to_ptx, cutlass_includes
+from ..compiler import cuda_to_library, cutlass_includes
 from ..counters import Counters
 from ..emulator import Module
 
@@ -29,8 +29,8 @@ class Oracle:
         """Compiles host code and PTX (kept between runs)."""
         options = [*(f"-I{p}" for p in cutlass_includes()), "--expt-relaxed-constexpr"]
         source = HERE / f"{name}.cu"
-        self.module = Module(cuda_to_ptx(source, arch, options))
-        library = cuda_to_library(source, arch, options, [HERE / "runtime_stub.cpp"])
+        ptx, library = cuda_to_library(source, arch, options, [HERE / "runtime_stub.cpp"])
+        self.module = Module(ptx)
         self.library = ctypes.CDLL(str(library))
         self._launch = _LAUNCH(self._forward)
         self.library.emu_set_launch(self._launch)

@@ -1,13 +1,23 @@
-// The part of the CUDA runtime that CUTLASS's host code calls, linked into an oracle in the
-// runtime's place: kernels are known by name, launches go to a function that Python sets,
-// attributes answer for the chip asked for.
+// The part of the CUDA runtime and driver that CUTLASS's host code calls, linked into an oracle in
+// their place: kernels are known by name, launches go to a function that Python sets, tensor maps
+// are written in the emulator's form.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 
+#include "../engine/tensor_map.h"
+
 struct Dim3 {
     unsigned x, y, z;
+};
+struct LaunchConfig {  // cudaLaunchConfig_t
+    Dim3 grid, block;
+    size_t shared;
+    void* stream;
+    void* attributes;
+    unsigned count;
 };
 using Launch = int (*)(const char* name, const unsigned* grid, const unsigned* block,
                        void** arguments, size_t shared);
@@ -24,7 +34,24 @@ struct {
     size_t shared;
     void* stream;
 } pushed;
-constexpr int kAttribute = 0;
+
+// cuTensorMapEncodeTiled: the parameters in the driver's order.
+int encode_tiled(emu::TensorMap* map, int type, unsigned rank, void* address, const uint64_t* dim,
+                 const uint64_t* stride, const unsigned* box, const unsigned* step, int interleave,
+                 int swizzle, int, int fill) {
+    *map = {};
+    map->address = reinterpret_cast<uint64_t>(address);
+    map->type = static_cast<uint8_t>(type);
+    map->rank = static_cast<uint8_t>(rank - 1);
+    for (unsigned i = 0; i < rank; ++i) {
+        map->dim[i] = dim[i], map->box[i] = box[i], map->step[i] = static_cast<uint8_t>(step[i]);
+        if (i) map->stride[i - 1] = stride[i - 1];
+    }
+    map->interleave = static_cast<uint8_t>(interleave);
+    map->swizzle = static_cast<uint8_t>(swizzle);
+    map->fill = static_cast<uint8_t>(fill);
+    return emu::refusal(*map) ? 1 : 0;  // CUDA_ERROR_INVALID_VALUE
+}
 }  // namespace
 
 extern "C" {
@@ -64,19 +91,28 @@ int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** argumen
                        void* stream) {
     return cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
 }
+int cudaLaunchKernelExC(const LaunchConfig* config, const void* kernel, void** arguments) {
+    return cudaLaunchKernel(kernel, config->grid, config->block, arguments, config->shared,
+                            config->stream);
+}
+int cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                     unsigned long long, int* status) {
+    bool known = !std::strcmp(name, "cuTensorMapEncodeTiled");
+    *function = known ? reinterpret_cast<void*>(encode_tiled) : nullptr;
+    if (status) *status = !known;
+    return 0;
+}
 int cudaFuncSetAttribute(const void*, int, int) { return 0; }
 int cudaGetLastError() { return 0; }
 int cudaPeekAtLastError() { return 0; }
 const char* cudaGetErrorString(int) { return "error"; }
 int cudaGetDevice(int* device) { return *device = 0; }
-int cudaDeviceGetAttribute(int* value, int, int) {
-    *value = kAttribute;
-    return 0;
-}
+int cudaDeviceGetAttribute(int* value, int, int) { return *value = 0; }
 // Device memory is never asked for by what we run: a host tensor's device side stays empty.
 int cudaMalloc(void** pointer, size_t) {
     *pointer = nullptr;
     return 2;
 }
 int cudaFree(void*) { return 0; }
+int cudaMemsetAsync(void*, int, size_t, void*) { return 1; }
 }
