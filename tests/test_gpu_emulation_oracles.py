@@ -30,7 +30,7 @@ def error_bound(a, b):
 
 
 def random_24(rng, values, word):
-    """(metadata in words of a row's 4-bit groups, low first; dense float64) for random positions."""
+    """(metadata: words of a row's 4-bit groups, low first; dense float64), random positions."""
     rows, stored = values.shape
     kept = np.argsort(rng.random((rows, stored // 2, 4)), axis=2)[:, :, :2]
     kept.sort(axis=2)
