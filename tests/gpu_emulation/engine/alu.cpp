@@ -581,6 +581,16 @@ bool bind_dot_product(const Opcode& op, Instruction& in) {
     return half >= 0 && left.none_left() && in.count == 4;
 }
 
+// prmt.b32{.mode}: the type stands first.
+bool bind_permute(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
+    if (left.take_first() != "b32" || in.count != 4) return false;
+    in.mode[0] = left.take_one_of({"f4e", "b4e", "rc8", "ecl", "ecr", "rc16"});
+    in.handler =
+        in.mode[0] < 0 ? map_alike<Permute, uint32_t, 3> : map_alike<NamedPermute, uint32_t, 3>;
+    return left.none_left();
+}
+
 // Those whose mode is a word of its own.
 bool bind_bits(const Opcode& op, Instruction& in) {
     Modifiers left(op);
@@ -593,10 +603,6 @@ bool bind_bits(const Opcode& op, Instruction& in) {
                                            : counted<FindHighest<false>>(type, "us");
     } else if (is("lop3", 5) && type == "b32") {
         in.handler = map_alike<Logic3, uint32_t, 4>;
-    } else if (is("prmt", 4) && type == "b32") {
-        in.mode[0] = left.take_one_of({"f4e", "b4e", "rc8", "ecl", "ecr", "rc16"});
-        in.handler =
-            in.mode[0] < 0 ? map_alike<Permute, uint32_t, 3> : map_alike<NamedPermute, uint32_t, 3>;
     } else if (is("shf", 4) && type == "b32") {
         bool left_way = left.take("l"), clamp = left.take("clamp");
         if (left_way == left.take("r") || clamp == left.take("wrap")) return false;
@@ -644,6 +650,7 @@ bool bind_integer(const Opcode& op, Instruction& in) {
     if (is("mul", "mad")) return bind_multiply(op, in);
     if (is("mul24", "mad24")) return bind_multiply24(op, in);
     if (is("dp4a", "dp2a")) return bind_dot_product(op, in);
+    if (is("prmt")) return bind_permute(op, in);
     return bind_plain(op, in) || bind_bits(op, in);
 }
 
