@@ -10,9 +10,7 @@ import pytest
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 from gpu_emulation import EmulationError, Module  # noqa: E402
-from gpu_emulation.exact import (  # noqa: E402
-    BF16, F16, F32, F64, FORMATS, TF32, rounded, rounded_root,
-)  # fmt: skip
+from gpu_emulation.exact import F16, F32, FORMATS, TF32, rounded, rounded_root  # noqa: E402
 from gpu_emulation.instructions import run, text  # noqa: E402
 
 pytestmark = [
