@@ -1,8 +1,5 @@
 // cvt: between integers and floats of all widths, with rounding, saturation and the packed forms.
-#include <algorithm>
-
-#include "machine.h"
-#include "numbers.h"
+#include "alu.h"
 
 namespace emu {
 namespace {
@@ -21,29 +18,34 @@ enum Type : int32_t {
     kF32,
     kF64,
     kTf32,
-    kE4m3,
-    kE5m2,
-    kNone
+    kTypes
 };
+constexpr std::string_view kNames[kTypes] = {"u8",  "u16", "u32",  "u64", "s8",  "s16", "s32",
+                                             "s64", "f16", "bf16", "f32", "f64", "tf32"};
 
-Type type_of(std::string_view t) {
-    static const std::pair<std::string_view, Type> names[] = {
-        {"u8", kU8},   {"u16", kU16}, {"u32", kU32},  {"u64", kU64}, {"s8", kS8},
-        {"s16", kS16}, {"s32", kS32}, {"s64", kS64},  {"f16", kF16}, {"bf16", kBf16},
-        {"f32", kF32}, {"f64", kF64}, {"tf32", kTf32}};
-    for (auto [name, type] : names)
-        if (t == name) return type;
-    return kNone;
+int type_of(std::string_view name) {
+    for (int t = 0; t < kTypes; ++t)
+        if (name == kNames[t]) return t;
+    return -1;
 }
 bool is_integer(int t) { return t <= kS64; }
 bool is_signed(int t) { return t >= kS8 && t <= kS64; }
 int width(int t) { return t <= kS64 ? 8 << (t & 3) : t <= kBf16 ? 16 : t == kF64 ? 64 : 32; }
+
+// ---- integers
 
 int64_t extend(uint64_t bits, int type) {
     int shift = 64 - width(type);
     return is_signed(type) ? static_cast<int64_t>(bits << shift) >> shift
                            : static_cast<int64_t>(bits << shift >> shift);
 }
+
+// Of any integer type; a u64 above the signed ones is still told apart.
+__int128 integer(uint64_t bits, int type) {
+    return type == kU64 ? static_cast<__int128>(bits) : extend(bits, type);
+}
+__int128 lowest(int type) { return is_signed(type) ? -(__int128{1} << (width(type) - 1)) : 0; }
+__int128 highest(int type) { return (__int128{1} << (width(type) - is_signed(type))) - 1; }
 
 template <class T>
 T round_integral(T value, Round round) {
@@ -55,6 +57,21 @@ T round_integral(T value, Round round) {
     }
 }
 
+uint64_t to_integer(double value, int from, int to, Round round) {
+    if (std::isnan(value)) {
+        bool zero = from != kF64 && width(to) != 64;
+        return zero ? 0 : uint64_t{1} << (width(to) - 1);
+    }
+    value = round_integral(value, round);
+    double low = static_cast<double>(lowest(to)), beyond = static_cast<double>(highest(to) + 1);
+    __int128 whole = value < low       ? lowest(to)
+                     : value >= beyond ? highest(to)
+                                       : static_cast<__int128>(value);
+    return static_cast<uint64_t>(whole);
+}
+
+// ---- floats
+
 double decode(uint64_t bits, int type) {
     if (type == kF16) return Half::decode(static_cast<uint32_t>(bits));
     if (type == kBf16) return Bfloat::decode(static_cast<uint32_t>(bits));
@@ -62,194 +79,236 @@ double decode(uint64_t bits, int type) {
     return from_storage<float>(static_cast<uint32_t>(bits));
 }
 
-// The CPU's own rounding of a double (or of a 64-bit integer) to float, in the mode asked for.
-template <class T>
-float to_float(T value, Round round) {
-    volatile T in = value;
-    int mode = round == Round::kZero   ? FE_TOWARDZERO
-               : round == Round::kDown ? FE_DOWNWARD
-               : round == Round::kUp   ? FE_UPWARD
-                                       : FE_TONEAREST;
-    if (mode == FE_TONEAREST) return static_cast<float>(in);
-    std::fesetround(mode);
-    volatile float out = static_cast<float>(in);
-    std::fesetround(FE_TONEAREST);
+// volatile: the conversion happens here, while the rounding holds.
+template <class To, class From>
+To rounded(From value, Round round) {
+    if (round == Round::kNearestEven) return static_cast<To>(value);
+    RoundingMode mode(round);
+    volatile From in = value;
+    volatile To out = static_cast<To>(in);
     return out;
 }
 
-uint64_t to_integer(double value, int type, Round round) {
-    if (std::isnan(value)) return width(type) == 64 ? 1ull << 63 : 0;
-    value = round_integral(value, round);
-    int bits = width(type);
-    double low = is_signed(type) ? -std::ldexp(1.0, bits - 1) : 0.0,
-           high = std::ldexp(1.0, is_signed(type) ? bits - 1 : bits);
-    uint64_t all = bits == 64 ? ~0ull : (1ull << bits) - 1;
-    if (value >= high) return is_signed(type) ? all >> 1 : all;
-    if (value < low) return is_signed(type) ? 1ull << (bits - 1) : 0;
-    return (value < 0 ? static_cast<uint64_t>(static_cast<int64_t>(value))
-                      : static_cast<uint64_t>(value)) &
-           all;
+// An integer as a double, odd where it is inexact: so a second rounding to a short format is right.
+double to_odd(__int128 value) {
+    double near = static_cast<double>(value);
+    auto back = static_cast<__int128>(near);
+    auto bits = std::bit_cast<uint64_t>(near);
+    if (back == value || (bits & 1)) return near;
+    bool away = (value > back) == (value > 0);
+    return std::bit_cast<double>(away ? bits + 1 : bits - 1);
 }
 
-// mode: destination, source, rounding, saturate, relu, round to an integral value
+// mode: destination, source, rounding, modifiers
+enum Modifier : int32_t { kSat = 1, kRelu = 2, kFinite = 4, kFtz = 8, kIntegral = 16 };
+
+double clamped(double value, int32_t given) {
+    if (given & kSat) return std::isnan(value) ? 0 : std::clamp(value, 0.0, 1.0);
+    if (given & kRelu) return value > 0 || std::isnan(value) ? value : 0;
+    return value;
+}
+
+uint64_t encode(double value, int to, Round round, int32_t given) {
+    bool finite = given & kFinite;
+    switch (to) {
+        case kF16: return Half::encode(value, round, finite);
+        case kBf16: return Bfloat::encode(value, round, finite);
+        case kTf32:
+            return std::isnan(value) ? to_storage(canonical(static_cast<float>(value)))
+                                     : Tf32::encode(value, round, finite) << 13;
+        case kF32: {
+            uint32_t bits = to_storage(canonical(rounded<float>(value, round)));
+            return given & kFtz ? flush<Plain<float>>(bits) : bits;
+        }
+        default: return to_storage(canonical(value));
+    }
+}
+
+uint64_t convert_integer(uint64_t bits, int from, int to, Round round, int32_t given) {
+    __int128 value = integer(bits, from);
+    // a destination register wider than its type takes the extended value
+    if (is_integer(to)) {
+        if (given & kSat) value = std::clamp(value, lowest(to), highest(to));
+        return static_cast<uint64_t>(extend(static_cast<uint64_t>(value), to));
+    }
+    if (to == kF64) {
+        if (from == kU64) return to_storage(rounded<double>(static_cast<uint64_t>(value), round));
+        return to_storage(rounded<double>(static_cast<int64_t>(value), round));
+    }
+    return encode(clamped(to_odd(value), given), to, round, given);
+}
+
+uint64_t convert_float(uint64_t bits, int from, int to, Round round, int32_t given) {
+    if ((given & kFtz) && from == kF32) bits = flush<Plain<float>>(static_cast<uint32_t>(bits));
+    double value = decode(bits, from);
+    if (is_integer(to))
+        return static_cast<uint64_t>(extend(to_integer(value, from, to, round), to));
+    if (given & kIntegral) value = round_integral(value, round);
+    return encode(clamped(value, given), to, round, given);
+}
+
 Step cvt(Warp& w, Group&, const Instruction& in, uint32_t mask) {
-    int to = in.mode[0], from = in.mode[1];
-    auto round = static_cast<Round>(in.mode[2]);
+    auto convert = is_integer(in.mode[1]) ? convert_integer : convert_float;
     for (int l = 0; l < 32; ++l) {
         if (!(mask >> l & 1)) continue;
-        uint64_t bits = lane_bits(w, in.ops[1], l), out;
-        if (is_integer(from) && is_integer(to)) {
-            int64_t value = extend(bits, from);
-            if (in.mode[3]) {
-                bool negative = is_signed(from) && value < 0;
-                uint64_t top = ~0ull >> (64 - width(to) + is_signed(to));
-                if (!negative && static_cast<uint64_t>(value) > top)
-                    value = static_cast<int64_t>(top);
-                if (negative && !is_signed(to)) value = 0;
-                if (negative && is_signed(to))
-                    value = std::max(value, -static_cast<int64_t>(top) - 1);
-            }
-            // a destination register wider than its type takes the extended value
-            out = static_cast<uint64_t>(extend(static_cast<uint64_t>(value), to));
-        } else if (is_integer(from)) {
-            int64_t value = extend(bits, from);
-            bool big = from == kU64;
-            if (to == kF32)
-                out = to_storage(big ? to_float(static_cast<uint64_t>(value), round)
-                                     : to_float(value, round));
-            else if (to == kF64)
-                out = to_storage(big ? static_cast<double>(static_cast<uint64_t>(value))
-                                     : static_cast<double>(value));
-            else {
-                double wide = big ? static_cast<double>(static_cast<uint64_t>(value))
-                                  : static_cast<double>(value);
-                out = to == kF16 ? Half::encode(wide, round) : Bfloat::encode(wide, round);
-            }
-        } else {
-            double value = decode(bits, from);
-            if (is_integer(to)) {
-                out = static_cast<uint64_t>(extend(to_integer(value, to, round), to));
-            } else {
-                if (in.mode[5]) value = round_integral(value, round);
-                if (in.mode[3]) value = std::isnan(value) ? 0 : std::clamp(value, 0.0, 1.0);
-                if (in.mode[4] && !(value > 0) && !std::isnan(value)) value = 0;
-                if (to == kF16)
-                    out = Half::encode(value, round);
-                else if (to == kBf16)
-                    out = Bfloat::encode(value, round);
-                else if (to == kF32)
-                    out = to_storage(canonical(to_float(value, round)));
-                else if (to == kTf32)
-                    out = to_storage(tf32_round(static_cast<float>(value)));
-                else
-                    out = to_storage(canonical(value));
-            }
-        }
+        uint64_t out = convert(lane_bits(w, in.ops[1], l), in.mode[1], in.mode[0],
+                               static_cast<Round>(in.mode[2]), in.mode[3]);
         set_lane(w, in.ops[0], l, out, poisoned(w, in.ops[1]) >> l & 1);
     }
     return Step::kNext;
 }
 
-// cvt.rn.{f16x2,bf16x2}.f32 d, a, b: a goes to the upper half. mode: bf16?, rounding, relu,
-// saturate to finite
-Step cvt_pair(Warp& w, Group&, const Instruction& in, uint32_t mask) {
-    auto round = static_cast<Round>(in.mode[1]);
-    auto *a = source<float>(w, in.ops[1]), *b = source<float>(w, in.ops[2]);
-    uint32_t out[32];
-    for (int l = 0; l < 32; ++l) {
-        auto one = [&](uint32_t bits) -> uint32_t {
-            double value = from_storage<float>(bits);
-            if (in.mode[2] && !(value > 0) && !std::isnan(value)) value = 0;
-            return in.mode[0] ? Bfloat::encode(value, round, in.mode[3])
-                              : Half::encode(value, round, in.mode[3]);
-        };
-        out[l] = one(a[l]) << 16 | one(b[l]);
+// ---- packed forms: two elements of Format in one register, the first operand above
+
+// mode: -, -, rounding, modifiers
+template <class Format>
+struct Packer {
+    static constexpr int kWidth = std::bit_width(Format::kSign);
+    explicit Packer(const Instruction& in)
+        : round(static_cast<Round>(in.mode[2])), given(in.mode[3]) {}
+    uint32_t pack(double high, double low) const { return one(high) << kWidth | one(low); }
+
+  private:
+    Round round;
+    int32_t given;
+    uint32_t one(double value) const {
+        return Format::encode(clamped(value, given), round, given & kFinite);
     }
-    write<uint32_t>(w, in.ops[0], out, mask, poisoned(w, in.ops[1]) | poisoned(w, in.ops[2]));
-    return Step::kNext;
+};
+template <class Format>
+struct PackFloats : Packer<Format> {
+    using Packer<Format>::Packer;
+    uint32_t operator()(float high, float low) const { return this->pack(high, low); }
+};
+template <class Format, class From>
+struct Repack : Packer<Format> {
+    using Packer<Format>::Packer;
+    uint32_t operator()(uint32_t pair) const {
+        constexpr int kFrom = Packer<From>::kWidth;
+        constexpr uint32_t kField = (1u << kFrom) - 1;
+        return this->pack(From::decode(pair >> kFrom & kField), From::decode(pair & kField));
+    }
+};
+
+struct PackedForm {
+    std::string_view to, from;
+    int operands;
+    bool always_finite;
+    Handler handler;
+};
+constexpr PackedForm kPacked[] = {
+    {"f16x2", "f32", 2, false, map<PackFloats<Half>, uint32_t, float, float>},
+    {"bf16x2", "f32", 2, false, map<PackFloats<Bfloat>, uint32_t, float, float>},
+    {"e4m3x2", "f32", 2, true, map<PackFloats<E4m3>, uint16_t, float, float>},
+    {"e5m2x2", "f32", 2, true, map<PackFloats<E5m2>, uint16_t, float, float>},
+    {"e4m3x2", "f16x2", 1, true, map<Repack<E4m3, Half>, uint16_t, uint32_t>},
+    {"e5m2x2", "f16x2", 1, true, map<Repack<E5m2, Half>, uint16_t, uint32_t>},
+    {"f16x2", "e4m3x2", 1, false, map<Repack<Half, E4m3>, uint32_t, uint16_t>},
+    {"f16x2", "e5m2x2", 1, false, map<Repack<Half, E5m2>, uint32_t, uint16_t>},
+};
+
+bool bind_packed(std::string_view to, std::string_view from, Round round, Instruction& in) {
+    for (const PackedForm& form : kPacked) {
+        if (form.to != to || form.from != from) continue;
+        bool finite = in.mode[3] & kFinite, eight = form.always_finite || form.operands == 1;
+        if ((in.mode[3] & ~(kRelu | kFinite)) || (form.always_finite && !finite)) return false;
+        bool known = round == Round::kNearestEven || (round == Round::kZero && !eight);
+        in.handler = form.handler;
+        return known && in.count == form.operands + 1;
+    }
+    return false;
 }
 
-// cvt.rn.satfinite.{e4m3x2,e5m2x2}.f32 d, a, b and back, cvt.rn.f16x2.{e4m3x2,e5m2x2} d, a. mode:
-// e5m2?
-Step cvt_to_fp8(Warp& w, Group&, const Instruction& in, uint32_t mask) {
-    auto *a = source<float>(w, in.ops[1]), *b = source<float>(w, in.ops[2]);
-    for (int l = 0; l < 32; ++l) {
-        if (!(mask >> l & 1)) continue;
-        auto one = [&](uint32_t bits) -> uint32_t {
-            double value = from_storage<float>(bits);
-            return in.mode[0] ? E5m2::encode(value, Round::kNearestEven, true)
-                              : E4m3::encode(value, Round::kNearestEven, true);
-        };
-        set_lane(w, in.ops[0], l, one(a[l]) << 8 | one(b[l]),
-                 (poisoned(w, in.ops[1]) | poisoned(w, in.ops[2])) >> l & 1);
+// ---- cvt.pack: two s32 saturated side by side, above them what c has below
+
+// mode: type
+struct PackIntegers {
+    explicit PackIntegers(const Instruction& in) : type(in.mode[0]) {}
+    uint32_t operator()(int32_t a, int32_t b) const { return one(a) << width(type) | one(b); }
+    uint32_t operator()(int32_t a, int32_t b, uint32_t c) const {
+        return (*this)(a, b) | c << (2 * width(type));
     }
-    return Step::kNext;
+
+  private:
+    int type;
+    uint32_t one(int32_t value) const {
+        auto bits = static_cast<uint32_t>(std::clamp<__int128>(value, lowest(type), highest(type)));
+        return bits & ((1u << width(type)) - 1);
+    }
+};
+
+bool bind_pack(Modifiers left, Instruction& in) {
+    bool third = left.take("b32");
+    if (!left.take("pack") || !left.take("sat") || left.take_last() != "s32") return false;
+    in.mode[0] = type_of(left.take_last());
+    if (!left.none_left() || in.mode[0] < 0 || !is_integer(in.mode[0])) return false;
+    if (width(in.mode[0]) != (third ? 8 : 16)) return false;
+    in.handler = third ? Handler{map<PackIntegers, uint32_t, int32_t, int32_t, uint32_t>}
+                       : map<PackIntegers, uint32_t, int32_t, int32_t>;
+    return in.count == (third ? 4 : 3);
 }
-Step cvt_from_fp8(Warp& w, Group&, const Instruction& in, uint32_t mask) {
-    for (int l = 0; l < 32; ++l) {
-        if (!(mask >> l & 1)) continue;
-        auto bits = static_cast<uint32_t>(lane_bits(w, in.ops[1], l));
-        auto one = [&](uint32_t x) -> uint32_t {
-            return Half::encode(in.mode[0] ? E5m2::decode(x) : E4m3::decode(x));
-        };
-        set_lane(w, in.ops[0], l, one(bits >> 8 & 0xff) << 16 | one(bits & 0xff),
-                 poisoned(w, in.ops[1]) >> l & 1);
+
+// ---- which forms exist
+
+// How the opcode says that it rounds.
+enum class Rounding { kNone, kFloat, kIntegral, kAway };
+
+bool widens(int from, int to) {
+    return width(to) > width(from) &&
+           to != kTf32;  // every f16 and bf16 is an f32, every f32 an f64
+}
+
+bool rounding_fits(Rounding rounding, Round round, int from, int to) {
+    if (is_integer(from) && is_integer(to)) return rounding == Rounding::kNone;
+    if (is_integer(from)) return rounding == Rounding::kFloat;
+    if (is_integer(to)) return rounding == Rounding::kIntegral;
+    if (to == kTf32) {
+        bool nearest_or_zero = round == Round::kNearestEven || round == Round::kZero;
+        return from == kF32 &&
+               (rounding == Rounding::kAway || (rounding == Rounding::kFloat && nearest_or_zero));
     }
-    return Step::kNext;
+    if (to == from) return rounding == Rounding::kNone || rounding == Rounding::kIntegral;
+    return rounding == (widens(from, to) ? Rounding::kNone : Rounding::kFloat);
+}
+
+bool modifiers_fit(int32_t given, int from, int to) {
+    bool short_float = to == kF16 || to == kBf16 || to == kTf32;
+    if ((given & kFtz) && from != kF32 && to != kF32) return false;
+    if ((given & kRelu) && (!short_float || from != kF32 || (given & kSat))) return false;
+    if ((given & kFinite) && (!short_float || from != kF32)) return false;
+    return !(given & kSat) || (to != kBf16 && to != kTf32);
 }
 
 }  // namespace
 
 bool bind_convert(const Opcode& op, Instruction& in) {
-    if (op.base != "cvt" || op.modifiers.size() < 2) return false;
+    if (op.base != "cvt") return false;
     in.kind = Class::kConvert;
-    auto from = op.last(), to = op.last(1);
-    Round round = Round::kNearestEven;
-    bool integral = false, saturate = false, relu = false, finite = false;
-    for (size_t i = 0; i + 2 < op.modifiers.size(); ++i) {
-        auto m = op.modifiers[i];
-        if (m == "rn" || m == "rni")
-            round = Round::kNearestEven;
-        else if (m == "rz" || m == "rzi")
-            round = Round::kZero;
-        else if (m == "rm" || m == "rmi")
-            round = Round::kDown;
-        else if (m == "rp" || m == "rpi")
-            round = Round::kUp;
-        else if (m == "rna")
-            round = Round::kNearestAway;
-        else if (m == "sat")
-            saturate = true;
-        else if (m == "relu")
-            relu = true;
-        else if (m == "satfinite")
-            finite = true;
-        else if (m != "ftz")
-            return false;
-        integral |= m.size() == 3 && m[2] == 'i';
-    }
-    bool pair = to == "f16x2" || to == "bf16x2", fp8 = to == "e4m3x2" || to == "e5m2x2",
-         back = from == "e4m3x2" || from == "e5m2x2";
-    if (pair && from == "f32") {
-        in.handler = cvt_pair;
-        in.mode[0] = to == "bf16x2", in.mode[1] = static_cast<int>(round), in.mode[2] = relu,
-        in.mode[3] = finite;
-    } else if (fp8 && from == "f32" && finite && !relu) {
-        in.handler = cvt_to_fp8;
-        in.mode[0] = to == "e5m2x2";
-    } else if (back && to == "f16x2" && !relu) {
-        in.handler = cvt_from_fp8;
-        in.mode[0] = from == "e5m2x2";
-    } else {
-        int t = type_of(to), f = type_of(from);
-        if (t == kNone || f == kNone || finite) return false;
-        if (t == kTf32 && (f != kF32 || round != Round::kNearestAway)) return false;
-        if (t == kF64 && is_integer(f) && round != Round::kNearestEven) return false;
-        in.handler = cvt;
-        in.mode[0] = t, in.mode[1] = f, in.mode[2] = static_cast<int>(round), in.mode[3] = saturate,
-        in.mode[4] = relu;
-        in.mode[5] = integral && !is_integer(t) && !is_integer(f);
-    }
+    Modifiers left(op);
+    if (op.has("pack")) return bind_pack(left, in);
+    auto from_name = left.take_last(), to_name = left.take_last();
+    auto round = Round::kNearestEven;
+    auto rounding = Rounding::kNone;
+    if (int place = left.take_one_of({"rn", "rz", "rm", "rp"}); place >= 0)
+        round = static_cast<Round>(place), rounding = Rounding::kFloat;
+    else if (place = left.take_one_of({"rni", "rzi", "rmi", "rpi"}); place >= 0)
+        round = static_cast<Round>(place), rounding = Rounding::kIntegral;
+    else if (left.take("rna"))
+        round = Round::kNearestAway, rounding = Rounding::kAway;
+    int32_t given = rounding == Rounding::kIntegral ? kIntegral : 0;
+    for (auto [name, modifier] : {std::pair<std::string_view, int32_t>{"sat", kSat},
+                                  {"relu", kRelu},
+                                  {"satfinite", kFinite},
+                                  {"ftz", kFtz}})
+        if (left.take(name)) given |= modifier;
+    if (!left.none_left()) return false;
+    in.mode[2] = static_cast<int32_t>(round), in.mode[3] = given;
+    if (rounding == Rounding::kFloat && bind_packed(to_name, from_name, round, in)) return true;
+    int to = type_of(to_name), from = type_of(from_name);
+    if (to < 0 || from < 0 || from == kTf32 || in.count != 2) return false;
+    if (!rounding_fits(rounding, round, from, to) || !modifiers_fit(given, from, to)) return false;
+    in.mode[0] = to, in.mode[1] = from;
+    in.handler = cvt;
     return true;
 }
 

@@ -84,8 +84,9 @@ bool bind_mma(const Opcode& op, Instruction& in) {
     Modifiers left(op);
     bool ordered = left.take("sp::ordered_metadata"), sparse = ordered || left.take("sp");
     bool saturate = left.take("satfinite");
-    if (!left.take("sync") || !left.take("aligned") || !left.take("row") || !left.take("col"))
-        return false;
+    bool row_by_column = op.text.find(".row.col.") != op.text.npos;
+    if (!left.take("sync") || !left.take("aligned") || !row_by_column) return false;
+    left.take("row"), left.take("col");
     int shape = left.take_one_of({"m16n8k4", "m16n8k8", "m16n8k16", "m16n8k32", "m16n8k64"});
     auto c = left.take_last(), b = left.take_last(), a = left.take_last(), d = left.take_last();
     int type_a = element(a), type_b = element(b);

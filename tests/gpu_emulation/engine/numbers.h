@@ -3,6 +3,7 @@
 //   f16  s eeeee mmmmmmmmmm      bf16 s eeeeeeee mmmmmmm      tf32 s eeeeeeee mmmmmmmmmm (0 x 13)
 //   e4m3 s eeee mmm (no inf, NaN = all ones)                  e5m2 s eeeee mm
 #pragma once
+#include <algorithm>
 #include <cfenv>
 #include <cmath>
 #include <cstdint>
@@ -28,6 +29,20 @@ inline T canonical(T value) {
 
 enum class Round : uint8_t { kNearestEven, kZero, kDown, kUp, kNearestAway };
 
+// The CPU's own rounding, for as long as this lives.
+class RoundingMode {
+  public:
+    explicit RoundingMode(Round round) {
+        std::fesetround(round == Round::kZero   ? FE_TOWARDZERO
+                        : round == Round::kDown ? FE_DOWNWARD
+                        : round == Round::kUp   ? FE_UPWARD
+                                                : FE_TONEAREST);
+    }
+    ~RoundingMode() { std::fesetround(FE_TONEAREST); }
+    RoundingMode(const RoundingMode&) = delete;
+    RoundingMode& operator=(const RoundingMode&) = delete;
+};
+
 template <int kExponent, int kMantissa, bool kInfinity>
 struct Format {
     static constexpr int kBias = (1 << (kExponent - 1)) - 1;
@@ -38,6 +53,7 @@ struct Format {
     static constexpr uint32_t kLargest =
         kInfinity ? (kTop << kMantissa) - 1 : (kTop << kMantissa | ((1u << kMantissa) - 2));
     static constexpr uint32_t kNan = kSign - 1;
+    static constexpr uint32_t kInfinityBits = kTop << kMantissa;
 
     static double decode(uint32_t bits) {
         uint32_t exponent = bits >> kMantissa & kTop, mantissa = bits & ((1u << kMantissa) - 1);
@@ -56,15 +72,13 @@ struct Format {
     }
 
     // saturate: finite values beyond the largest, and infinities, become the largest.
-    static uint16_t encode(double value, Round round = Round::kNearestEven, bool saturate = false) {
-        if (std::isnan(value)) return static_cast<uint16_t>(kNan);
+    static uint32_t encode(double value, Round round = Round::kNearestEven, bool saturate = false) {
+        if (std::isnan(value)) return kNan;
         uint32_t sign = std::signbit(value) ? kSign : 0;
         double magnitude = std::fabs(value);
         if (std::isinf(magnitude))
-            return static_cast<uint16_t>(sign | (saturate    ? kLargest
-                                                 : kInfinity ? kTop << kMantissa
-                                                             : kNan));
-        if (magnitude == 0) return static_cast<uint16_t>(sign);
+            return sign | (saturate ? kLargest : kInfinity ? kInfinityBits : kNan);
+        if (magnitude == 0) return sign;
         int exponent;
         std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
         int unit = std::max(exponent - 1, 1 - kBias) - kMantissa;
@@ -88,15 +102,14 @@ struct Format {
         if (bits > kLargest) {
             bool toward = round == Round::kZero || (round == Round::kDown && !sign) ||
                           (round == Round::kUp && sign);
-            bits = saturate || toward ? kLargest
-                   : kInfinity        ? static_cast<uint64_t>(kTop) << kMantissa
-                                      : kNan;
+            bits = saturate || toward ? kLargest : kInfinity ? kInfinityBits : kNan;
         }
-        return static_cast<uint16_t>(sign | bits);
+        return sign | static_cast<uint32_t>(bits);
     }
 };
 using Half = Format<5, 10, true>;
 using Bfloat = Format<8, 7, true>;
+using Tf32 = Format<8, 10, true>;  // without the 13 bits below
 using E4m3 = Format<4, 3, false>;
 using E5m2 = Format<5, 2, true>;
 
@@ -114,15 +127,6 @@ inline double fused(double a, double b, double c) {
         }
     }
     return sum;
-}
-
-inline float tf32_round(float value) {  // cvt.rna.tf32.f32: to nearest, ties away
-    if (!std::isfinite(value)) return canonical(value);
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    bits = (bits + 0x1000) & ~0x1fffu;
-    std::memcpy(&value, &bits, 4);
-    return value;
 }
 
 // What the tensor core sees of an fp32 register given as tf32: the low 13 bits are ignored.

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "machine.h"
+#include "modifiers.h"
 
 namespace emu {
 namespace {
@@ -47,14 +48,17 @@ Step shfl(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 }
 
 // vote.sync.{all,any,uni,ballot} d, {!}a, membermask
+enum Vote { kAll, kAny, kUniform, kBallot };
 Step vote(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     uint32_t p = predicate(w, in.ops[1]) & mask, bad = poisoned(w, in.ops[1]) & mask;
-    if (in.mode[0] == 3) {
+    if (in.mode[0] == kBallot) {
         uint32_t out[32];
         std::fill(out, out + 32, p);
         write<uint32_t>(w, in.ops[0], out, mask, bad ? ~0u : 0);
     } else {
-        bool value = in.mode[0] == 0 ? p == mask : in.mode[0] == 1 ? p != 0 : p == 0 || p == mask;
+        bool value = in.mode[0] == kAll   ? p == mask
+                     : in.mode[0] == kAny ? p != 0
+                                          : p == 0 || p == mask;
         set_predicate(w, in.ops[0], value ? ~0u : 0, mask, bad ? ~0u : 0);
     }
     return Step::kNext;
@@ -122,45 +126,56 @@ Step elect(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     return Step::kNext;
 }
 
-int index_of(const Opcode& op, std::initializer_list<std::string_view> names) {
-    int i = 0;
-    for (auto n : names) {
-        if (op.has(n)) return i;
-        ++i;
-    }
-    return -1;
+bool bind_shfl(Modifiers left, Instruction& in) {
+    in.mode[0] = left.take_one_of({"up", "down", "bfly", "idx"});
+    in.mode[1] = in.count == 6;
+    in.handler = shfl;
+    return in.mode[0] >= 0 && left.take("b32") && left.none_left() && in.count >= 5;
+}
+
+bool bind_vote(Modifiers left, Instruction& in) {
+    in.mode[0] = left.take_one_of({"all", "any", "uni", "ballot"});
+    in.handler = vote;
+    bool typed = left.take(in.mode[0] == kBallot ? "b32" : "pred");
+    return in.mode[0] >= 0 && typed && left.none_left() && in.count == 3;
+}
+
+bool bind_match(Modifiers left, Instruction& in) {
+    bool all = left.take("all");
+    if (all == left.take("any")) return false;
+    in.mode[0] = all;
+    in.mode[1] = in.count == 4;
+    in.handler = match;
+    bool typed = left.take_one_of({"b32", "b64"}) >= 0;
+    return typed && left.none_left() && (in.count == 3 || (in.count == 4 && all));
+}
+
+bool bind_redux(Modifiers left, Instruction& in) {
+    in.mode[0] = left.take_one_of({"add", "min", "max", "and", "or", "xor"});
+    in.mode[1] = left.take("s32");
+    in.handler = redux;
+    bool logic = in.mode[0] >= 3;
+    bool typed = in.mode[1] ? !logic : left.take(logic ? "b32" : "u32");
+    return in.mode[0] >= 0 && typed && left.none_left() && in.count == 3;
 }
 
 }  // namespace
 
 bool bind_warp(const Opcode& op, Instruction& in) {
-    auto base = op.base;
     in.kind = Class::kShuffle;
-    if (base == "activemask") return in.handler = activemask, true;
-    if (!op.has("sync")) return false;
-    in.sync_mask = in.count - 1;
-    if (base == "shfl") {
-        in.mode[0] = index_of(op, {"up", "down", "bfly", "idx"});
-        in.mode[1] = in.count == 6;
-        in.handler = shfl;
-    } else if (base == "vote") {
-        in.mode[0] = index_of(op, {"all", "any", "uni", "ballot"});
-        in.handler = vote;
-    } else if (base == "match") {
-        in.mode[0] = op.has("all");
-        in.mode[1] = in.count == 4;
-        in.handler = match;
-    } else if (base == "redux") {
-        in.mode[0] = index_of(op, {"add", "min", "max", "and", "or", "xor"});
-        in.mode[1] = op.last() == "s32";
-        if (op.last() == "f32") return false;
-        in.handler = redux;
-    } else if (base == "elect") {
-        in.handler = elect;
-    } else {
-        return false;
+    if (op.base == "activemask") {
+        in.handler = activemask;
+        return op.modifiers.size() == 1 && op.last() == "b32" && in.count == 1;
     }
-    return in.mode[0] >= 0;
+    Modifiers left(op);
+    if (!left.take("sync")) return false;
+    in.sync_mask = in.count - 1;
+    if (op.base == "shfl") return bind_shfl(left, in);
+    if (op.base == "vote") return bind_vote(left, in);
+    if (op.base == "match") return bind_match(left, in);
+    if (op.base == "redux") return bind_redux(left, in);
+    in.handler = elect;
+    return op.base == "elect" && left.none_left() && in.count == 3;
 }
 
 }  // namespace emu
