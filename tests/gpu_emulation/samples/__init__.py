@@ -205,7 +205,7 @@ SAMPLES = {
     "reduce": Sample(
         _reduce,
         (
-            {"n": 1001, "blocks": 3, "threads": 96},
+            {"n": 1001, "blocks": 3, "threads": 224},
             {"n": 5, "blocks": 1, "threads": 32},
             {"n": 4096, "blocks": 2, "threads": 1024},
         ),
