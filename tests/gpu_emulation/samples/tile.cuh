@@ -21,7 +21,9 @@ __device__ inline uint32_t swizzled(int row, int chunk) {
 template <int kRows, int kChunks, int kThreads>
 __device__ inline void copy_tile(uint32_t to, const __half* from, int row, int column, int rows,
                                  int columns) {
-    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+    static_assert(kRows * kChunks % kThreads == 0, "every thread copies the same number of chunks");
+    for (int turn = 0; turn < kRows * kChunks / kThreads; ++turn) {
+        const int i = turn * kThreads + threadIdx.x;
         const int r = row + i / kChunks, c = column + 8 * (i % kChunks);
         const bool inside = r < rows && c < columns;
         cp_async_16(to + swizzled<kChunks>(i / kChunks, i % kChunks),
