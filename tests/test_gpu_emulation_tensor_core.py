@@ -109,7 +109,7 @@ def multiply(opcode, a, b, c, fragments, extra=None, tail=""):
 
 
 def matrix(rng, shape, kind, small):
-    """Random numbers of the type: small integers, or all that a byte can be, or normal floats."""
+    """Random numbers: all that a byte can be, small integers, or normally distributed floats."""
     dtype = NUMBERS[kind]
     if kind in ("s8", "u8"):
         info = np.iinfo(dtype)
@@ -243,9 +243,8 @@ def sparse_product(rng, k, kind, selector, positions, flavour, small=True, satur
     sum_kind = "s32" if kind == "s8" else "f32"
     a, b = matrix(rng, (16, k // 2), kind, small), matrix(rng, (k, 8), kind, small)
     c = rng.integers(-50, 50, (16, 8)).astype(NUMBERS[sum_kind])
-    opcode = (
-        f"mma.{flavour}.sync.aligned.m16n8k{k}.row.col{saturate}.{sum_kind}.{kind}.{kind}.{sum_kind}"
-    )
+    types = f"{sum_kind}.{kind}.{kind}.{sum_kind}"
+    opcode = f"mma.{flavour}.sync.aligned.m16n8k{k}.row.col{saturate}.{types}"
     meta = {"e": metadata_words(positions, key, selector)}
     fragments = SPARSE_A_FRAGMENTS[key], B_FRAGMENTS[key]
     d = multiply(opcode, a, b, c, fragments, meta, f", e, {selector}")
