@@ -538,6 +538,14 @@ def test_carry_chains(width):
     )
 
 
+def test_a_carry_that_nothing_gave_is_uninitialised():
+    a = np.ones(32, np.uint32)
+    with pytest.raises(EmulationError, match="uninitialised"):
+        run("addc.u32 d, a, a;", d=np.uint32, a=a)
+    found = run("add.cc.u32 d, a, a; addc.u32 d, a, a;", d=np.uint32, a=a)
+    np.testing.assert_array_equal(found, 2)
+
+
 # ---- shifts and bit fields
 
 

@@ -204,6 +204,15 @@ def test_infinities_nan_and_subnormals_pass_through_mma():
     assert d[3, 3] == 2.0**-24 and not d[4:].any()
 
 
+def test_an_uninitialised_fragment_is_a_fault():
+    words = {n: np.zeros(32, np.uint32) for n in ("a", "b", "c")}
+    opcode = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
+    for operands in ("{a, u}, {b}, {c, c, c, c}", "{a, a}, {u}, {c, c, c, c}",
+                     "{a, a}, {b}, {c, c, c, u}"):  # fmt: skip
+        with pytest.raises(EmulationError, match="uninitialised value reaches the tensor core"):
+            run(f".reg .b32 u; {opcode} {{d, d, d, d}}, {operands};", d=np.uint32, **words)
+
+
 # ---- sparse
 
 
