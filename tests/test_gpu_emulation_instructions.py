@@ -325,6 +325,13 @@ def test_cvt_saturates_floats(kind):
     np.testing.assert_array_equal(found, saturated(x))
 
 
+@every("kind", ["f16", "f32", "f64"])
+def test_cvt_saturates_what_was_an_integer(kind):
+    x = np.array([-7, -1, 0, 1, 2, 2**31 - 1], np.int32)
+    found = run(f"cvt.rn.sat.{kind}.s32 d, a;", d=type_of(kind), a=x)
+    np.testing.assert_array_equal(found, [0, 0, 0, 1, 1, 1])
+
+
 def flushed(x):
     """f32 with subnormals as zeros of their sign."""
     x = np.asarray(x, np.float32)
@@ -932,6 +939,21 @@ def test_half_modifiers():
         found = run(f"fma.rn.relu.{kind} d, a, b, c;", d=HALVES[kind], **registers)
         expected = np.where(plain <= 0, 0.0, plain).astype(HALVES[kind])
         assert_same(np.where(found == 0, HALVES[kind](0), found), expected, kind)
+
+
+@every("kind", HALVES)
+@every("name", [
+    "sub.rn", "mul.rn", "fma.rn.relu", "min", "max.NaN", "min.xorsign.abs", "abs", "neg",
+])  # fmt: skip
+def test_pairs_do_what_halves_do(name, kind):
+    count = {"fma": 3, "abs": 1, "neg": 1}.get(name[:3], 2)
+    rng = np.random.default_rng(0)
+    halves = {n: rng.permutation(all_halves(kind)) for n in "abc"[:count]}
+    code = f"d, {', '.join(halves)};"
+    single = run(f"{name}.{kind} {code}", d=np.uint16, **halves)
+    pairs = {n: v.view(np.uint32) for n, v in halves.items()}
+    pair = run(f"{name}.{kind}x2 {code}", d=np.uint32, **pairs)
+    np.testing.assert_array_equal(pair.view(np.uint16), single)
 
 
 def extreme(name, a, b, nan_wins=False, xorsign=False):

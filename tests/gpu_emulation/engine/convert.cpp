@@ -133,8 +133,9 @@ uint64_t convert_integer(uint64_t bits, int from, int to, Round round, int32_t g
         return static_cast<uint64_t>(extend(static_cast<uint64_t>(value), to));
     }
     if (to == kF64) {
-        if (from == kU64) return to_storage(rounded<double>(static_cast<uint64_t>(value), round));
-        return to_storage(rounded<double>(static_cast<int64_t>(value), round));
+        double near = from == kU64 ? rounded<double>(static_cast<uint64_t>(value), round)
+                                   : rounded<double>(static_cast<int64_t>(value), round);
+        return to_storage(clamped(near, given));
     }
     bool exact = width(from) < 64;
     double wide = exact ? static_cast<double>(extend(bits, from)) : to_odd(value);
