@@ -325,6 +325,13 @@ def test_cvt_saturates_floats(kind):
     np.testing.assert_array_equal(found, saturated(x))
 
 
+@every("kind", ["f16", "f32", "f64"])
+def test_cvt_saturates_what_was_an_integer(kind):
+    x = np.array([-7, -1, 0, 1, 2, 2**31 - 1], np.int32)
+    found = run(f"cvt.rn.sat.{kind}.s32 d, a;", d=type_of(kind), a=x)
+    np.testing.assert_array_equal(found, [0, 0, 0, 1, 1, 1])
+
+
 def flushed(x):
     """f32 with subnormals as zeros of their sign."""
     x = np.asarray(x, np.float32)
@@ -529,13 +536,21 @@ def test_carry_chains(width):
 
     for name, sign in (("add", 1), ("sub", -1)):
         check(
-            f"{name}.cc.{kind} d0, a0, b0; {name}c.cc.{kind} d1, a1, b1; {name}c.{kind} d2, a2, b2;",
+            f"{name}.cc.{kind} d0, a0, b0;{name}c.cc.{kind} d1, a1, b1;{name}c.{kind} d2, a2, b2;",
             lambda a, b, row, sign=sign: a + sign * b,
         )
     check(
-        f"mad.lo.cc.{kind} d0, a0, b0, a1; madc.hi.cc.{kind} d1, a0, b0, a2; addc.{kind} d2, b1, 0;",
+        f"mad.lo.cc.{kind} d0, a0, b0, a1;madc.hi.cc.{kind} d1, a0, b0, a2;addc.{kind} d2, b1, 0;",
         lambda a, b, row: row[0] * row[3] + value((row[1], row[2], row[4])),
     )
+
+
+def test_a_carry_that_nothing_gave_is_uninitialised():
+    a = np.ones(32, np.uint32)
+    with pytest.raises(EmulationError, match="uninitialised"):
+        run("addc.u32 d, a, a;", d=np.uint32, a=a)
+    found = run("add.cc.u32 d, a, a; addc.u32 d, a, a;", d=np.uint32, a=a)
+    np.testing.assert_array_equal(found, 2)
 
 
 # ---- shifts and bit fields
@@ -926,6 +941,21 @@ def test_half_modifiers():
         assert_same(np.where(found == 0, HALVES[kind](0), found), expected, kind)
 
 
+@every("kind", HALVES)
+@every("name", [
+    "sub.rn", "mul.rn", "fma.rn.relu", "min", "max.NaN", "min.xorsign.abs", "abs", "neg",
+])  # fmt: skip
+def test_pairs_do_what_halves_do(name, kind):
+    count = {"fma": 3, "abs": 1, "neg": 1}.get(name[:3], 2)
+    rng = np.random.default_rng(0)
+    halves = {n: rng.permutation(all_halves(kind)) for n in "abc"[:count]}
+    code = f"d, {', '.join(halves)};"
+    single = run(f"{name}.{kind} {code}", d=np.uint16, **halves)
+    pairs = {n: v.view(np.uint32) for n, v in halves.items()}
+    pair = run(f"{name}.{kind}x2 {code}", d=np.uint32, **pairs)
+    np.testing.assert_array_equal(pair.view(np.uint16), single)
+
+
 def extreme(name, a, b, nan_wins=False, xorsign=False):
     """min and max of two Python floats by the ISA's rules for NaN and signed zeros."""
     if nan_wins and (a != a or b != b):
@@ -1170,7 +1200,9 @@ def test_activemask_and_elect():
 
 # ---- what is not known is refused
 
-UNKNOWN = """
+REFUSED = re.split(
+    r"\n|\|(?=\w+\.)",
+    """\
 add.ftz.s32 d, a, b|add.rz.f16 h, h, h|add.sat.f64 x, x, x|add.ftz.f64 x, x, x|add.rn.s32 d, a, b
 add.sat.u32 d, a, b|add.cc.s16 h, h, h|add.ftz.bf16 h, h, h|mul.lo.ftz.s32 d, a, b|mul.s32 d, a, b
 mul.wide.s64 x, x, x|mul.hi.lo.s32 d, a, b|mad.lo.sat.s32 d, a, b, c|fma.rn.sat.bf16 h, h, h, h
@@ -1189,7 +1221,8 @@ cvt.rn.e4m3x2.f32 h, a, b|cvt.rz.satfinite.e4m3x2.f32 h, a, b|cvt.rs.f16x2.f32 d
 cvt.rn.sat.f16x2.f32 d, a, b|cvt.rm.tf32.f32 d, a|cvt.rna.f16.f32 h, a|cvt.rn.f32.e4m3 d, a
 cvt.pack.sat.u16.s32.b32 d, a, b, c|cvt.pack.s8.s32.b32 d, a, b, c|cvt.foo.s32.s32 d, a
 shfl.up.b32 d, a, b, c|shfl.sync.up.b64 d, a, b, c, -1|vote.sync.all.b32 d, p, -1
-vote.ballot.b32 d, p|match.sync.b32 d, a, -1|match.any.sync.b32 d|p, a, -1|redux.sync.add.b32 d, a, -1
+vote.ballot.b32 d, p|match.sync.b32 d, a, -1|match.any.sync.b32 d|p, a, -1
+redux.sync.add.b32 d, a, -1
 redux.sync.min.f32 d, a, -1|redux.sync.and.s32 d, a, -1|activemask.u32 d|elect.b32 d|p, -1
 mma.sync.aligned.m16n8k8.row.col.f32.f16.bf16.f32 {d, d, d, d}, {a, a}, {b}, {c, c, c, c}
 mma.sync.aligned.m16n8k8.row.col.satfinite.f32.f16.f16.f32 {d, d, d, d}, {a, a}, {b}, {c, c, c, c}
@@ -1198,20 +1231,15 @@ mma.sync.m16n8k8.row.col.f32.f16.f16.f32 {d, d, d, d}, {a, a}, {b}, {c, c, c, c}
 mma.sync.aligned.m16n8k8.row.col.f16.bf16.bf16.f16 {d, d}, {a, a}, {b}, {c, c}
 mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {d, d, d, d}, {a, a, a, a}, {b}, {c, c, c, c}
 mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {x, x, x, x}, {x, x}, {x}, {x, x, x, x}
-mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.xor.popc {d, d, d, d}, {a, a, a, a}, {b, b}, {c, c, c, c}
-"""
-SPLIT = [
-    f"{part.strip()};"
-    for line in UNKNOWN.strip().splitlines()
-    for part in re.split(r"\|(?=[a-z0-9]+\.)", line)
-]
+mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.xor.popc {d, d, d, d}, {a, a}, {b}, {c, c}""",
+)
 
 
-@every("code", SPLIT)
+@every("code", REFUSED)
 def test_what_is_not_known_is_refused(code):
     registers = {n: (32, False) for n in "abcd"} | {"h": (16, False), "x": (64, False)}
     registers |= {"p": (1, False), "q": (1, False), "out": (32, True)}
-    ptx = text(f"mov.u32 out, 0;\n{code}", registers)
+    ptx = text(f"mov.u32 out, 0;\n{code};", registers)
     line = 1 + ptx[: ptx.index(code)].count("\n")
     module = Module(ptx)
     opcode = code.split()[0]

@@ -109,7 +109,7 @@ def multiply(opcode, a, b, c, fragments, extra=None, tail=""):
 
 
 def matrix(rng, shape, kind, small):
-    """Random numbers of the type: small integers, or all that a byte can be, or normal floats."""
+    """Random numbers: all that a byte can be, small integers, or normally distributed floats."""
     dtype = NUMBERS[kind]
     if kind in ("s8", "u8"):
         info = np.iinfo(dtype)
@@ -204,6 +204,15 @@ def test_infinities_nan_and_subnormals_pass_through_mma():
     assert d[3, 3] == 2.0**-24 and not d[4:].any()
 
 
+def test_an_uninitialised_fragment_is_a_fault():
+    words = {n: np.zeros(32, np.uint32) for n in ("a", "b", "c")}
+    opcode = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
+    for operands in ("{a, u}, {b}, {c, c, c, c}", "{a, a}, {u}, {c, c, c, c}",
+                     "{a, a}, {b}, {c, c, c, u}"):  # fmt: skip
+        with pytest.raises(EmulationError, match="uninitialised value reaches the tensor core"):
+            run(f".reg .b32 u; {opcode} {{d, d, d, d}}, {operands};", d=np.uint32, **words)
+
+
 # ---- sparse
 
 
@@ -243,9 +252,8 @@ def sparse_product(rng, k, kind, selector, positions, flavour, small=True, satur
     sum_kind = "s32" if kind == "s8" else "f32"
     a, b = matrix(rng, (16, k // 2), kind, small), matrix(rng, (k, 8), kind, small)
     c = rng.integers(-50, 50, (16, 8)).astype(NUMBERS[sum_kind])
-    opcode = (
-        f"mma.{flavour}.sync.aligned.m16n8k{k}.row.col{saturate}.{sum_kind}.{kind}.{kind}.{sum_kind}"
-    )
+    types = f"{sum_kind}.{kind}.{kind}.{sum_kind}"
+    opcode = f"mma.{flavour}.sync.aligned.m16n8k{k}.row.col{saturate}.{types}"
     meta = {"e": metadata_words(positions, key, selector)}
     fragments = SPARSE_A_FRAGMENTS[key], B_FRAGMENTS[key]
     d = multiply(opcode, a, b, c, fragments, meta, f", e, {selector}")

@@ -434,14 +434,14 @@ Handler packed(std::string_view type) {
 }
 
 // Those without modifiers: name, operands, kinds and narrowest of their types, instance.
-struct Plainly {
+struct Unmodified {
     std::string_view name;
     int operands;
     std::string_view kinds;
     int least_bits;
     Handler (*pick)(std::string_view type, std::string_view kinds);
 };
-constexpr Plainly kPlain[] = {
+constexpr Unmodified kUnmodified[] = {
     {"div", 2, "us", 16, alike<Div, 2>},
     {"rem", 2, "us", 16, alike<Rem, 2>},
     {"sad", 3, "us", 16, alike<Sad, 3>},
@@ -461,8 +461,8 @@ constexpr Plainly kPlain[] = {
     {"bfi", 4, "b", 32, insert<BitFieldInsert>},
 };
 
-bool bind_plain(const Opcode& op, Instruction& in) {
-    for (const Plainly& entry : kPlain)
+bool bind_unmodified(const Opcode& op, Instruction& in) {
+    for (const Unmodified& entry : kUnmodified)
         if (entry.name == op.base && op.modifiers.size() == 1 &&
             type_of(op.last()).bits >= entry.least_bits && in.count == entry.operands + 1)
             in.handler = entry.pick(op.last(), entry.kinds);
@@ -643,7 +643,7 @@ bool bind_integer(const Opcode& op, Instruction& in) {
     auto is = [&](auto... names) { return ((op.base == names) || ...); };
     in.kind = Class::kInteger;
     if (is("mov")) return bind_predicate(op, in) || bind_move(op, in);
-    if (is("and", "or", "xor", "not")) return bind_predicate(op, in) || bind_plain(op, in);
+    if (is("and", "or", "xor", "not")) return bind_predicate(op, in) || bind_unmodified(op, in);
     if (op.has("cc") || is("addc", "subc", "madc")) return bind_chain(op, in);
     if (is("add", "sub")) return bind_add(op, in);
     if (is("min", "max")) return bind_extreme(op, in);
@@ -651,7 +651,7 @@ bool bind_integer(const Opcode& op, Instruction& in) {
     if (is("mul24", "mad24")) return bind_multiply24(op, in);
     if (is("dp4a", "dp2a")) return bind_dot_product(op, in);
     if (is("prmt")) return bind_permute(op, in);
-    return bind_plain(op, in) || bind_bits(op, in);
+    return bind_unmodified(op, in) || bind_bits(op, in);
 }
 
 bool bind_alu(const Opcode& op, Instruction& in) {

@@ -63,11 +63,12 @@ uint64_t to_integer(double value, int from, int to, Round round) {
         return zero ? 0 : uint64_t{1} << (width(to) - 1);
     }
     value = round_integral(value, round);
-    double low = static_cast<double>(lowest(to)), beyond = static_cast<double>(highest(to) + 1);
-    __int128 whole = value < low       ? lowest(to)
-                     : value >= beyond ? highest(to)
-                                       : static_cast<__int128>(value);
-    return static_cast<uint64_t>(whole);
+    double low = is_signed(to) ? -std::ldexp(1.0, width(to) - 1) : 0,
+           beyond = std::ldexp(1.0, width(to) - is_signed(to));
+    if (value < low) return static_cast<uint64_t>(lowest(to));
+    if (value >= beyond) return static_cast<uint64_t>(highest(to));
+    return value < 0 ? static_cast<uint64_t>(static_cast<int64_t>(value))
+                     : static_cast<uint64_t>(value);
 }
 
 // ---- floats
@@ -132,10 +133,13 @@ uint64_t convert_integer(uint64_t bits, int from, int to, Round round, int32_t g
         return static_cast<uint64_t>(extend(static_cast<uint64_t>(value), to));
     }
     if (to == kF64) {
-        if (from == kU64) return to_storage(rounded<double>(static_cast<uint64_t>(value), round));
-        return to_storage(rounded<double>(static_cast<int64_t>(value), round));
+        double near = from == kU64 ? rounded<double>(static_cast<uint64_t>(value), round)
+                                   : rounded<double>(static_cast<int64_t>(value), round);
+        return to_storage(clamped(near, given));
     }
-    return encode(clamped(to_odd(value), given), to, round, given);
+    bool exact = width(from) < 64;
+    double wide = exact ? static_cast<double>(extend(bits, from)) : to_odd(value);
+    return encode(clamped(wide, given), to, round, given);
 }
 
 uint64_t convert_float(uint64_t bits, int from, int to, Round round, int32_t given) {

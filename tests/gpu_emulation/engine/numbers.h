@@ -4,6 +4,7 @@
 //   e4m3 s eeee mmm (no inf, NaN = all ones)                  e5m2 s eeeee mm
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cfenv>
 #include <cmath>
 #include <cstdint>
@@ -55,6 +56,9 @@ struct Format {
     static constexpr uint32_t kNan = kSign - 1;
     static constexpr uint32_t kInfinityBits = kTop << kMantissa;
 
+    // Of the subnormal numbers.
+    static constexpr double kUnit = std::bit_cast<double>(uint64_t{1024 - kBias - kMantissa} << 52);
+
     static double decode(uint32_t bits) {
         uint32_t exponent = bits >> kMantissa & kTop, mantissa = bits & ((1u << kMantissa) - 1);
         double value;
@@ -62,11 +66,10 @@ struct Format {
             value = kInfinity && mantissa == 0 ? std::numeric_limits<double>::infinity()
                                                : std::numeric_limits<double>::quiet_NaN();
         } else if (exponent == 0) {
-            value = std::ldexp(static_cast<double>(mantissa), 1 - kBias - kMantissa);
+            value = mantissa * kUnit;
         } else {
-            uint64_t wide = static_cast<uint64_t>(static_cast<int>(exponent) - kBias + 1023) << 52 |
-                            static_cast<uint64_t>(mantissa) << (52 - kMantissa);
-            std::memcpy(&value, &wide, 8);
+            value = std::bit_cast<double>(uint64_t{exponent + 1023 - kBias} << 52 |
+                                          uint64_t{mantissa} << (52 - kMantissa));
         }
         return bits & kSign ? -value : value;
     }
@@ -75,36 +78,33 @@ struct Format {
     static uint32_t encode(double value, Round round = Round::kNearestEven, bool saturate = false) {
         if (std::isnan(value)) return kNan;
         uint32_t sign = std::signbit(value) ? kSign : 0;
-        double magnitude = std::fabs(value);
-        if (std::isinf(magnitude))
+        if (std::isinf(value))
             return sign | (saturate ? kLargest : kInfinity ? kInfinityBits : kNan);
-        if (magnitude == 0) return sign;
-        int exponent;
-        std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
-        int unit = std::max(exponent - 1, 1 - kBias) - kMantissa;
-        double scaled = std::ldexp(magnitude, -unit), floor = std::floor(scaled),
-               rest = scaled - floor;
-        bool up = false;
+        // The format's exponent field for this value, 1 and below for what its first binade or its
+        // subnormals hold; then the significand's bits that lie below the format's unit are cut.
+        auto wide = std::bit_cast<uint64_t>(std::fabs(value));
+        if (!wide) return sign;
+        int field = static_cast<int>(wide >> 52) - 1023 + kBias;
+        uint64_t significand = (wide & ((1ull << 52) - 1)) | 1ull << 52;
+        int cut = std::min(52 - kMantissa + std::max(1 - field, 0), 63);
+        uint64_t kept = significand >> cut, rest = significand & ((1ull << cut) - 1);
+        kept += rounds_up(round, sign, kept & 1, rest, 1ull << (cut - 1));
+        // The leading bit counts one in the exponent's field, as does a carry out of the mantissa.
+        uint64_t bits = kept + (static_cast<uint64_t>(std::max(field, 1) - 1) << kMantissa);
+        if (bits <= kLargest) return sign | static_cast<uint32_t>(bits);
+        bool toward_zero = round == Round::kZero || round == (sign ? Round::kUp : Round::kDown);
+        return sign | (saturate || toward_zero ? kLargest : kInfinity ? kInfinityBits : kNan);
+    }
+
+  private:
+    static bool rounds_up(Round round, bool negative, bool odd, uint64_t rest, uint64_t half) {
         switch (round) {
-            case Round::kNearestEven:
-                up = rest > 0.5 || (rest == 0.5 && std::fmod(floor, 2) != 0);
-                break;
-            case Round::kNearestAway: up = rest >= 0.5; break;
-            case Round::kZero: break;
-            case Round::kDown: up = sign && rest > 0; break;
-            case Round::kUp: up = !sign && rest > 0; break;
+            case Round::kNearestEven: return rest > half || (rest == half && odd);
+            case Round::kNearestAway: return rest >= half;
+            case Round::kDown: return negative && rest;
+            case Round::kUp: return !negative && rest;
+            default: return false;
         }
-        // Counting units from zero gives the bits: the exponent's step falls out of the carry.
-        auto count = static_cast<uint64_t>(floor + up);
-        int64_t top =
-            std::max(exponent - 1, 1 - kBias) + kBias;  // biased exponent, 1 for subnormals
-        uint64_t bits = count + (static_cast<uint64_t>(top - 1) << kMantissa);
-        if (bits > kLargest) {
-            bool toward = round == Round::kZero || (round == Round::kDown && !sign) ||
-                          (round == Round::kUp && sign);
-            bits = saturate || toward ? kLargest : kInfinity ? kInfinityBits : kNan;
-        }
-        return sign | static_cast<uint32_t>(bits);
     }
 };
 using Half = Format<5, 10, true>;

@@ -130,7 +130,8 @@ bool bind_shfl(Modifiers left, Instruction& in) {
     in.mode[0] = left.take_one_of({"up", "down", "bfly", "idx"});
     in.mode[1] = in.count == 6;
     in.handler = shfl;
-    return in.mode[0] >= 0 && left.take("b32") && left.none_left() && in.count >= 5;
+    return in.mode[0] >= 0 && left.take("b32") && left.none_left() &&
+           (in.count == 5 || in.count == 6);
 }
 
 bool bind_vote(Modifiers left, Instruction& in) {
