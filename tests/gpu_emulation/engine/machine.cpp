@@ -21,6 +21,23 @@ namespace {
 constexpr int kPatience = 20000;     // instructions of one group before others get a turn
 constexpr uint64_t kSlot = 1000000;  // of one block before another may start beside it
 
+// Of these lanes, at an instruction with a member mask, those that can execute it together: all
+// live lanes that one mask names are here, with that mask. 0: none can yet.
+uint32_t members_together(const Warp& w, const Instruction& in, uint32_t mask) {
+    const Operand& members = in.ops[in.sync_mask];
+    for (uint32_t rest = mask; rest;) {
+        auto named = static_cast<uint32_t>(lane_bits(w, members, std::countr_zero(rest)));
+        uint32_t same = 0;
+        for (int l = 0; l < 32; ++l)
+            if ((rest >> l & 1) && static_cast<uint32_t>(lane_bits(w, members, l)) == named)
+                same |= 1u << l;
+        if (same & ~named) w.fault("a lane that the member mask does not name executes this");
+        if (!(w.live & named & ~same)) return same;
+        rest &= ~same;
+    }
+    return 0;
+}
+
 bool runnable(Warp& w, Group& g) {
     if (g.wait == Wait::kNone) return true;
     if (g.wait == Wait::kMbarrier) {
@@ -35,12 +52,9 @@ bool runnable(Warp& w, Group& g) {
     }
     if (g.wait != Wait::kLanes) return false;
     const Instruction& in = w.machine->program->code[g.pc];
-    uint32_t want = w.live;
-    if (in.sync_mask >= 0)
-        want &= static_cast<uint32_t>(lane_bits(w, in.ops[in.sync_mask], std::countr_zero(g.mask)));
-    if (want & ~g.mask) return false;
-    g.wait = Wait::kNone;
-    return true;
+    bool together = in.sync_mask >= 0 ? members_together(w, in, g.mask) != 0 : g.mask == w.live;
+    if (together) g.wait = Wait::kNone;
+    return together;
 }
 
 // Joins groups that stand at one pc and are not held by a barrier.
@@ -96,27 +110,29 @@ uint64_t run_warp(Warp& w, int turn) {
                 if (!alone) break;
                 continue;
             }
-            if (in.aligned || in.sync_mask >= 0) {
-                uint32_t want = w.live;
-                if (in.sync_mask >= 0) {
-                    const Operand& members = in.ops[in.sync_mask];
-                    if (poisoned(w, members) & mask) w.fault("the member mask is uninitialised");
-                    auto named =
-                        static_cast<uint32_t>(lane_bits(w, members, std::countr_zero(mask)));
-                    if (!(named & mask))
-                        w.fault("a lane that the member mask does not name executes this");
-                    want &= named;
-                }
-                if (want & ~mask) {
-                    if (want & ~g->mask) {
-                        g->wait = Wait::kLanes;
-                        --done;
-                        break;
-                    }
-                    if (in.aligned)
-                        w.fault("only some lanes of the warp execute an .aligned instruction");
+            if (in.sync_mask >= 0) {
+                if (poisoned(w, in.ops[in.sync_mask]) & mask)
+                    w.fault("the member mask is uninitialised");
+                uint32_t together = members_together(w, in, mask);
+                if (!together && members_together(w, in, g->mask))
                     w.fault("lanes that the member mask names skip this by their guard");
+                if (!together) {
+                    g->wait = Wait::kLanes;
+                    --done;
+                    break;
                 }
+                if (uint32_t later = mask & ~together) {  // under another mask
+                    g->mask &= ~later, mask = together, alone = false;
+                    auto place = g - w.groups.data();
+                    w.groups.push_back({.mask = later, .pc = g->pc});
+                    g = &w.groups[static_cast<size_t>(place)];
+                }
+            } else if (in.aligned && mask != w.live) {
+                if (g->mask == w.live)
+                    w.fault("only some lanes of the warp execute an .aligned instruction");
+                g->wait = Wait::kLanes;
+                --done;
+                break;
             }
             counters.by_class[static_cast<int>(in.kind)]++;
             w.current_mask = mask;

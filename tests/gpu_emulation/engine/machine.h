@@ -325,6 +325,7 @@ void check_shared(Warp&, int lane, uint64_t at, uint64_t size, uint64_t align);
 void shared_read(Warp&, int lane, uint32_t at, uint32_t size);
 // value: what is written, where several threads may write the same bytes alike.
 void shared_write(Warp&, int lane, uint32_t at, uint32_t size, const void* value = nullptr);
+void shared_atomic(Warp&, int lane, uint32_t at, uint32_t size);
 bool shared_poison(const Warp&, uint32_t at, uint32_t size);
 // By the asynchronous proxy on a lane's behalf: a read, to come, of bytes that must hold a value,
 // made visible by fence.proxy.async; a write that poisons them until it lands, with its stamp.

@@ -302,7 +302,7 @@ Step atomic(Warp& w, Group&, const Instruction& in, uint32_t mask) {
             p = w.block->shared.data() + at, shadow = w.block->poison.data() + at;
             Clocks& seen = w.block->released[at];
             w.clock.join(seen);
-            shared_write(w, l, static_cast<uint32_t>(at), size * n);
+            shared_atomic(w, l, static_cast<uint32_t>(at), size * n);
             seen.join(w.clock);
         } else {
             check_aligned(w, l, at, total);

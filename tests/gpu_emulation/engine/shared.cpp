@@ -60,18 +60,19 @@ bool shared_poison(const Warp& w, uint32_t at, uint32_t size) {
     return any;
 }
 
-static constexpr uint8_t kManyLanes = 0xff;
-
 [[noreturn]] static void race(Warp& w, int lane, uint32_t at, const char* what, int warp,
                               int other) {
     w.fault(std::string("race on shared byte ") + hex(at) + ": " + what +
                 (warp == kAsync ? std::string(" a bulk copy with no wait for its mbarrier between")
                                 : " warp " + std::to_string(warp) +
-                                      (other == kManyLanes ? std::string()
-                                                           : " lane " + std::to_string(other)) +
+                                      (other >= kAtomicLane ? std::string()
+                                                            : " lane " + std::to_string(other)) +
                                       " with no barrier between"),
             lane);
 }
+
+// In place of a lane: several lanes have read; the write was an atomic.
+static constexpr uint8_t kManyLanes = 0xff, kAtomicLane = 0xfe;
 
 static bool ordered(const Warp& w, int lane, int warp, int other, Clock then) {
     if (warp != w.index) return w.clock.at[warp] >= then;
@@ -105,7 +106,7 @@ void shared_read(Warp& w, int lane, uint32_t at, uint32_t size) {
 }
 
 // The bytes may be written now: whoever wrote or read them came before. alike: bytes that already
-// hold what is written may be written by others at the same time.
+// hold what is written, or were written by an atomic as now, need no order.
 template <class F>
 static void check_write(Warp& w, int lane, uint32_t at, uint32_t size, F alike) {
     Block& b = *w.block;
@@ -134,6 +135,15 @@ void shared_write(Warp& w, int lane, uint32_t at, uint32_t size, const void* val
                 [&](uint32_t i) { return bytes && bytes[i] == b.shared[at + i]; });
     std::fill_n(b.writers.data() + at, size,
                 Writer{w.now(), static_cast<uint8_t>(w.index), static_cast<uint8_t>(lane)});
+}
+
+void shared_atomic(Warp& w, int lane, uint32_t at, uint32_t size) {
+    Block& b = *w.block;
+    if (!w.machine->check_races) return;
+    check_write(w, lane, at, size,
+                [&](uint32_t i) { return b.writers[at + i].lane == kAtomicLane; });
+    std::fill_n(b.writers.data() + at, size,
+                Writer{w.now(), static_cast<uint8_t>(w.index), kAtomicLane});
 }
 
 void async_write(Warp& w, int lane, uint32_t at, uint32_t size, Clock stamp) {
