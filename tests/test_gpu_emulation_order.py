@@ -41,14 +41,14 @@ HALVES = """
 
 def test_lanes_of_two_branches_race(run):
     with pytest.raises(
-        EmulationError, match="^race on shared byte 0x0: read here, written by warp"
+        EmulationError, match=r"^race on shared byte 0x0: read here, written by warp"
     ):
         run(HALVES % "")
 
 
 @pytest.mark.xfail(strict=True, reason="a warp barrier of some lanes orders all of them")
 def test_a_barrier_of_some_lanes_does_not_order_the_others(run):
-    with pytest.raises(EmulationError, match="^race on"):
+    with pytest.raises(EmulationError, match=r"^race on"):
         run(HALVES % "__syncwarp(0xffff0000u);")
 
 
@@ -67,19 +67,19 @@ READ_TWICE = """
 
 
 def test_a_write_races_with_another_lanes_read(run):
-    with pytest.raises(EmulationError, match="^race on shared byte 0x0: written here, read by"):
+    with pytest.raises(EmulationError, match=r"^race on shared byte 0x0: written here, read by"):
         run(READ_TWICE % "")
 
 
 @pytest.mark.xfail(strict=True, reason="kept for a byte is a warp's last read, here the writer's")
 def test_a_read_between_does_not_hide_a_read_before(run):
-    with pytest.raises(EmulationError, match="^race on"):
+    with pytest.raises(EmulationError, match=r"^race on"):
         run(READ_TWICE % "atomicAdd(&out[64 + thread], 1);")
 
 
 @pytest.mark.xfail(strict=True, reason="several lanes that have read are called lane 255")
 def test_a_race_names_a_lane_that_exists(run):
-    with pytest.raises(EmulationError, match="read by warp 0 lane [12] "):
+    with pytest.raises(EmulationError, match=r"read by warp 0 lane [12] "):
         run(READ_TWICE % "")
 
 
