@@ -28,7 +28,8 @@ def findings_without_bug(sample):
 def parameter(mutation):
     marks = [] if mutation.quick else [pytest.mark.slow]
     if mutation.missed:
-        marks.append(pytest.mark.xfail(strict=True, reason=mutation.missed))
+        strict = samples.SAMPLES[mutation.sample].arch == "sm_80"
+        marks.append(pytest.mark.xfail(strict=strict, reason=mutation.missed))
     return pytest.param(mutation, id=mutation.id, marks=marks)
 
 
@@ -49,6 +50,11 @@ def test_every_check_finds_a_bug():
 
 def test_every_sample_has_a_bug():
     assert {m.sample for m in MUTATIONS} == set(samples.SAMPLES)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.id)
+def test_every_edit_fits_its_sample(mutation):
+    assert mutant(mutation) != samples.source(mutation.sample)
 
 
 def test_an_edit_must_fit_its_sample():

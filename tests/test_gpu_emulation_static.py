@@ -78,6 +78,16 @@ def test_main_loop_of_a_sparse_gemm(ptx):
     assert loop["LDG.E.U16"] == 4  # metadata, two tiles of two rows
 
 
+@pytest.mark.parametrize(
+    "name, opcode",
+    [("wgmma_dense", "HGMMA.64x32x16.F32"), ("wgmma_sparse", "HGMMA.SP.64x32x32.F32")],
+)
+def test_main_loop_of_a_warpgroup(ptx, name, opcode):
+    loop = main_loop(sass(ptx(name), "sm_90a")[name])
+    assert loop[opcode] == 4  # 64 columns dense, 128 sparse
+    assert resources(ptx(name), "sm_90a")[name].spill_stores == 0
+
+
 def test_main_loop_without_a_loop(ptx):
     assert not main_loop([Instruction(0, "FFMA", "R0, R1, R2, R3"), Instruction(16, "EXIT", "")])
 

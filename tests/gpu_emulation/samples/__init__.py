@@ -173,13 +173,34 @@ def _split_k(launch, rows: int, k: int, splits: int) -> Run:
     return Run(counters, _compare(y, a @ x, _sum_bound(np.abs(a) @ np.abs(x))))
 
 
-def _named_barriers(launch, n: int) -> Run:
+def _mirrored(launch, kernel: str, n: int) -> Run:
     x, out = _normal(n), _unset(n)
     padded = np.zeros(-(-n // 96) * 96)
     padded[:n] = x
     tiles = padded.reshape(-1, 96)
-    counters = launch("named_barriers", 1, 128, [n, x, out], names=["n", "x", "out"])
+    counters = launch(kernel, 1, 128, [n, x, out], names=["n", "x", "out"])
     return Run(counters, _compare(out, (tiles + tiles[:, ::-1]).ravel()[:n], 1e-6))
+
+
+def _named_barriers(launch, n: int) -> Run:
+    return _mirrored(launch, "named_barriers", n)
+
+
+def _mbarrier_pipeline(launch, n: int) -> Run:
+    return _mirrored(launch, "mbarrier_pipeline", n)
+
+
+def _wgmma_dense(launch, m: int, n: int, k: int) -> Run:
+    a, x, c = _normal(m, k, dtype=np.float16), _normal(n, k, dtype=np.float16), _unset(m, n)
+    names = ["m", "n", "k", "A", "X", "C"]
+    grid = (-(-n // 32), -(-m // 64))
+    counters = launch("wgmma_dense", grid, 128, [m, n, k, a, x, c], names=names)
+    a, x = a.astype(float), x.astype(float).T
+    return Run(counters, _compare(c, a @ x, _sum_bound(np.abs(a) @ np.abs(x))))
+
+
+def _wgmma_sparse(launch, m: int, n: int, k: int) -> Run:
+    return _sparse(launch, "wgmma_sparse", (-(-n // 32), -(-m // 64)), 0, m, n, k)
 
 
 def _collatz(value: int) -> int:
@@ -233,4 +254,17 @@ SAMPLES = {
     ),
     "named_barriers": Sample(_named_barriers, ({"n": 1000}, {"n": 96}, {"n": 1})),
     "warp_divergence": Sample(_warp_divergence, ({"n": 83}, {"n": 1}, {"n": 128})),
+    "mbarrier_pipeline": Sample(
+        _mbarrier_pipeline, ({"n": 1000}, {"n": 96}, {"n": 4}), arch="sm_90a"
+    ),
+    "wgmma_dense": Sample(
+        _wgmma_dense,
+        ({"m": 70, "n": 37, "k": 200}, {"m": 1, "n": 1, "k": 8}, {"m": 64, "n": 64, "k": 128}),
+        arch="sm_90a",
+    ),
+    "wgmma_sparse": Sample(
+        _wgmma_sparse,
+        ({"m": 70, "n": 37, "k": 208}, {"m": 1, "n": 1, "k": 16}, {"m": 64, "n": 64, "k": 256}),
+        arch="sm_90a",
+    ),
 }

@@ -30,3 +30,17 @@ __device__ inline void copy_tile(uint32_t to, const __half* from, int row, int c
                     inside ? from + static_cast<size_t>(r) * columns + c : from, inside ? 16 : 0);
     }
 }
+
+// The same by plain loads and stores, done when it returns, for kRows x 64 halves. wgmma reads it
+// after fence_proxy_async and a barrier.
+template <int kRows, int kThreads>
+__device__ inline void store_tile(unsigned char* to, const __half* from, int row, int column,
+                                  int rows, int columns) {
+    for (int i = threadIdx.x; i < kRows * 8; i += kThreads) {
+        const int r = row + i / 8, c = column + 8 * (i % 8);
+        uint4 chunk = {};
+        if (r < rows && c < columns)
+            chunk = *reinterpret_cast<const uint4*>(from + static_cast<size_t>(r) * columns + c);
+        *reinterpret_cast<uint4*>(to + swizzled<8>(i / 8, i % 8)) = chunk;
+    }
+}
