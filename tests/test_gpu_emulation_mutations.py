@@ -27,9 +27,6 @@ def findings_without_bug(sample):
 
 def parameter(mutation):
     marks = [] if mutation.quick else [pytest.mark.slow]
-    if mutation.missed:
-        strict = samples.SAMPLES[mutation.sample].arch == "sm_80"
-        marks.append(pytest.mark.xfail(strict=strict, reason=mutation.missed))
     return pytest.param(mutation, id=mutation.id, marks=marks)
 
 

@@ -46,7 +46,6 @@ def test_lanes_of_two_branches_race(run):
         run(HALVES % "")
 
 
-@pytest.mark.xfail(strict=True, reason="a warp barrier of some lanes orders all of them")
 def test_a_barrier_of_some_lanes_does_not_order_the_others(run):
     with pytest.raises(EmulationError, match=r"^race on"):
         run(HALVES % "__syncwarp(0xffff0000u);")
@@ -71,13 +70,11 @@ def test_a_write_races_with_another_lanes_read(run):
         run(READ_TWICE % "")
 
 
-@pytest.mark.xfail(strict=True, reason="kept for a byte is a warp's last read, here the writer's")
 def test_a_read_between_does_not_hide_a_read_before(run):
     with pytest.raises(EmulationError, match=r"^race on"):
         run(READ_TWICE % "atomicAdd(&out[64 + thread], 1);")
 
 
-@pytest.mark.xfail(strict=True, reason="several lanes that have read are called lane 255")
 def test_a_race_names_a_lane_that_exists(run):
     with pytest.raises(EmulationError, match=r"read by warp 0 lane [12] "):
         run(READ_TWICE % "")
@@ -94,9 +91,6 @@ PHASES = """
 """
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a full barrier is let go after the warp's turn: it swallows what follows"
-)
 def test_an_arrival_at_a_full_barrier_begins_its_next_phase(run):
     """Two warps arrive and wait, one arrives twice: two phases of 64, whatever the order."""
     assert run(PHASES, 96)[32:96].all()

@@ -8,16 +8,6 @@ from gpu_emulation import samples as shelf
 from gpu_emulation.samples import SAMPLES, WrongResult
 
 pytestmark = pytest.mark.gpu_emulation
-SHARED_ATOMICS = pytest.mark.xfail(
-    strict=True, reason="atomics of two lanes on one shared address are taken for a race"
-)
-SM_90 = pytest.mark.xfail(strict=False, reason="sm_90 engine not merged yet")
-
-
-def marks(name):
-    if SAMPLES[name].arch == "sm_90a":
-        return [SM_90]
-    return [SHARED_ATOMICS] if name == "histogram" else []
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +30,6 @@ def run(nvcc):
         pytest.param(
             name,
             shape,
-            marks=marks(name),
             id=f"{name}-{'-'.join(map(str, shape.values()))}",
         )
         for name, sample in SAMPLES.items()
@@ -95,7 +84,6 @@ def test_transpose_conflicts_without_padding(run):
         assert counters.writes["out"].sectors == 64 * 96 * 4 // 32
 
 
-@SHARED_ATOMICS
 def test_histogram_counts_atomics(run):
     assert run("histogram", n=1999, bins=61).counters.atomics == 1999 + 3 * 61
 
@@ -152,7 +140,6 @@ def test_warp_divergence_runs_each_side(run):
     assert counters.writes["out"].asked == 4 * n
 
 
-@SM_90
 def test_mbarrier_pipeline_reads_each_byte_once(run):
     counters = run("mbarrier_pipeline", n=1000).counters
     x = counters.reads["x"]
@@ -160,7 +147,6 @@ def test_mbarrier_pipeline_reads_each_byte_once(run):
     assert counters.barriers == 4  # the one __syncthreads
 
 
-@SM_90
 def test_wgmma_dense_counts_macs(run):
     counters = run("wgmma_dense", m=70, n=37, k=200).counters
     blocks, depths = 2 * 2, 4
@@ -168,7 +154,6 @@ def test_wgmma_dense_counts_macs(run):
     assert not any(counters.conflicts.values())
 
 
-@SM_90
 def test_wgmma_sparse_does_half_the_work(run):
     counters = run("wgmma_sparse", m=70, n=37, k=208).counters
     blocks, depths = 2 * 2, 2

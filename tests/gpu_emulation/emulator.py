@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import math
+import operator
 import os
 import shutil
 import struct
@@ -82,10 +83,20 @@ def engine() -> ctypes.CDLL:
     return lib
 
 
+# CUDA C++ Programming Guide, compute capabilities. Of a block's threads, 1024 in all bound the rest.
+_MOST = {"grid": {"x": 2**31 - 1, "y": 65535, "z": 65535}, "block": {"z": 64}}
+
+
 def _triple(value, what: str) -> tuple[int, int, int]:
-    values = (value,) if isinstance(value, int) else tuple(value)
+    try:
+        values = tuple(map(operator.index, value if isinstance(value, tuple | list) else (value,)))
+    except TypeError:
+        raise TypeError(f"{what} must be whole numbers, not {value!r}") from None
     if not 1 <= len(values) <= 3 or any(v < 1 for v in values):
         raise ValueError(f"{what} must be one to three numbers of at least 1, not {value!r}")
+    for axis, v in zip("xyz", values, strict=False):
+        if v > _MOST[what].get(axis, v):
+            raise ValueError(f"{what} may be at most {_MOST[what][axis]} in {axis}, not {value!r}")
     return values + (1,) * (3 - len(values))
 
 
@@ -283,6 +294,8 @@ def _scalar(value, parameter: ptx.Parameter, index: int, name: str) -> bytes:
         return bytes(value)
     if value is None and size == 8:
         return bytes(8)
+    if isinstance(value, np.floating):
+        value = float(value)
     if isinstance(value, float) and not kind.startswith("f") and kind[0] != "b":
         raise TypeError(f"{where}a float for a .{kind}")
     if kind in ("f32", "f64") or isinstance(value, float):

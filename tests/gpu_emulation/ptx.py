@@ -176,7 +176,11 @@ class Source:
         if name not in self.entries:
             raise KeyError(f"no kernel {name!r}; this module has {', '.join(self.entries)}")
         if name not in self._decoded:
-            self._decoded[name] = _KernelReader(self, self.entries[name]).read()
+            reader = _KernelReader(self, self.entries[name])
+            try:
+                self._decoded[name] = reader.read()
+            except IndexError:
+                raise PtxError(f"line {self.tokens[-1][1]}: the text breaks off") from None
         return self._decoded[name]
 
     def _scan(self) -> None:

@@ -11,6 +11,7 @@
 #include <bit>
 
 #include "machine.h"
+#include "modifiers.h"
 
 namespace emu {
 
@@ -43,12 +44,13 @@ void land_all(Warp& w, int lane) {
 namespace {
 
 // cp.async.{ca,cg}.shared.global [dst], [src], cp-size{, src-size | ignore-src}{, cache-policy}
+// mode: whole, without a source size
 Step copy(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     const Operand &to = in.ops[0], &from = in.ops[1];
     auto size = static_cast<uint32_t>(lane_bits(w, in.ops[2], 0));
     if (size != 4 && size != 8 && size != 16)
         w.fault("cp.async of " + std::to_string(size) + " bytes: 4, 8 or 16");
-    const Operand* length = in.mode[0] ? nullptr : in.count > 3 ? &in.ops[3] : nullptr;
+    const Operand* length = in.mode[0] ? nullptr : &in.ops[3];
     uint32_t bad = poisoned(w, to) | poisoned(w, from) | (length ? poisoned(w, *length) : 0);
     if (bad & mask) w.fault("address or size is uninitialised", std::countr_zero(bad & mask));
     uint32_t shared[32];
@@ -136,24 +138,29 @@ Step wait(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 }  // namespace
 
 bool bind_async(const Opcode& op, Instruction& in) {
-    if (op.base != "cp" || op.modifiers[0] != "async" || op.has("bulk")) return false;
+    Modifiers left(op);
+    if (op.base != "cp" || !left.take("async") || left.take("bulk")) return false;
     in.kind = Class::kAsync;
-    if (op.has("mbarrier")) {
-        in.mode[0] = op.has("noinc");
+    if (left.take("mbarrier")) {
+        in.mode[0] = left.take("noinc");
         in.handler = arrive;
-        return op.has("arrive") && !op.has("shared::cluster");
+        left.take_one_of({"shared", "shared::cta"});
+        return left.take("arrive") && left.take("b64") && left.none_left() && in.count == 1;
     }
-    if (op.has("commit_group")) return in.handler = commit, true;
-    if (op.has("wait_group") || op.has("wait_all")) {
-        in.mode[0] = op.has("wait_all");
+    if (left.take("commit_group")) return in.handler = commit, left.none_left() && !in.count;
+    int waiting = left.take_one_of({"wait_group", "wait_all"});
+    if (waiting >= 0) {
+        in.mode[0] = waiting;
         in.handler = wait;
-        return true;
+        return left.none_left() && in.count == 1 - waiting;
     }
-    if (!op.has("ca") && !op.has("cg")) return false;
-    // with a cache hint and no size the fourth operand is the 64-bit policy
-    in.mode[0] = op.has("L2::cache_hint") && in.count == 4;
     in.handler = copy;
-    return true;
+    bool policy = left.take("L2::cache_hint");
+    left.take_beginning("L2::");
+    if (left.take_one_of({"ca", "cg"}) < 0 || !left.take("global")) return false;
+    left.take_one_of({"shared", "shared::cta"});
+    in.mode[0] = in.count == 3 + policy;  // without a source size
+    return left.none_left() && (in.mode[0] || in.count == 4 + policy);
 }
 
 }  // namespace emu

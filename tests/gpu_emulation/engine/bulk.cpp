@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "machine.h"
+#include "modifiers.h"
 #include "tensor_map.h"
 
 namespace emu {
@@ -156,7 +157,8 @@ Step linear(Warp& w, Group&, const Instruction& in, uint32_t mask) {
                  shared = storing ? from : to, global = storing ? to : from,
                  bytes = lane_bits(w, in.ops[2], l);
         if (bytes % 16 || to % 16 || from % 16)
-            w.fault("a bulk copy's addresses and size must be multiples of 16 bytes", l);
+            w.fault("misaligned bulk copy: its addresses and size must be multiples of 16 bytes",
+                    l);
         BulkCopy copy;
         copy.lane = l, copy.warp = static_cast<uint8_t>(w.index), copy.from = &in;
         copy.total = static_cast<uint32_t>(bytes);
@@ -194,7 +196,8 @@ Step tensor(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         const Operand& place = storing ? map_operand[1 + rank] : in.ops[0];
         auto shared = static_cast<uint32_t>(address(w, place, l));
         if (shared % (map.swizzle ? 128 : 16) || (!storing && shared % 128))
-            w.fault("the shared address of a tensor copy must be a multiple of 128 bytes", l);
+            w.fault("misaligned tensor copy: its shared address must be a multiple of 128 bytes",
+                    l);
         BulkCopy copy;
         copy.lane = l, copy.warp = static_cast<uint8_t>(w.index), copy.from = &in;
         add_box(w, l, copy, map, corner, shared, storing);
@@ -286,45 +289,49 @@ Step publish(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 
 Step nothing(Warp&, Group&, const Instruction&, uint32_t) { return Step::kNext; }
 
-bool bind_tensormap(const Opcode& op, Instruction& in) {
-    if (op.has("cp_fenceproxy")) {
+bool bind_tensormap(Modifiers& left, Instruction& in) {
+    if (left.take("cp_fenceproxy")) {
         in.aligned = true;
         in.handler = publish;
-        return true;
+        return left.take("global") && left.take("shared::cta") && in.count == 3;
     }
-    static const std::pair<std::string_view, Field> fields[] = {{"global_address", kAddress},
-                                                                {"rank", kRank},
-                                                                {"box_dim", kBox},
-                                                                {"global_dim", kDim},
-                                                                {"global_stride", kStride},
-                                                                {"element_stride", kStep},
-                                                                {"elemtype", kType},
-                                                                {"interleave_layout", kInterleave},
-                                                                {"swizzle_mode", kSwizzle},
-                                                                {"fill_mode", kFill}};
-    for (auto [name, field] : fields)
-        if (op.has("replace") && op.has(name)) in.mode[0] = field, in.handler = replace;
-    return !op.has("global");
+    in.mode[0] = left.take_one_of({"global_address", "rank", "box_dim", "global_dim",
+                                   "global_stride", "element_stride", "elemtype",
+                                   "interleave_layout", "swizzle_mode", "fill_mode"});
+    in.handler = replace;
+    bool indexed = in.mode[0] >= kBox && in.mode[0] <= kStep;
+    return left.take("replace") && left.take("tile") && in.mode[0] >= 0 &&
+           left.take("shared::cta") && left.take("b1024") &&
+           left.take_one_of({"b32", "b64"}) >= 0 && left.none_left() && in.count == 2 + indexed;
 }
 
 }  // namespace
 
 bool bind_bulk(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
     in.kind = Class::kAsync;
-    if (op.base == "tensormap") return bind_tensormap(op, in);
-    if (op.base != "cp" || !op.has("async") || !op.has("bulk")) return false;
-    for (auto m : {"multicast::cluster", "im2col", "cta_group::2", "cp_mask"})
-        if (op.has(m)) return false;
-    if (op.has("prefetch")) return in.handler = nothing, true;
-    if (op.has("commit_group")) return in.handler = commit, true;
-    if (op.has("wait_group")) return in.handler = wait, true;
-    in.mode[0] = op.has("bulk_group");
-    if (!in.mode[0] && !op.has("mbarrier::complete_tx::bytes")) return false;
-    if (!op.has("tensor")) return in.handler = linear, true;
-    for (int rank = 1; rank <= 5; ++rank)
-        if (op.has(std::to_string(rank) + "d")) in.mode[1] = rank;
+    if (op.base == "tensormap") return bind_tensormap(left, in);
+    if (op.base != "cp" || !left.take("async") || !left.take("bulk")) return false;
+    if (left.take("prefetch")) return in.handler = nothing, true;
+    if (left.take("commit_group")) return in.handler = commit, left.none_left() && !in.count;
+    if (left.take("wait_group")) {
+        left.take("read");
+        in.handler = wait;
+        return left.none_left() && in.count == 1;
+    }
+    in.mode[0] = left.take("bulk_group");
+    bool policy = left.take("L2::cache_hint");
+    if (!in.mode[0] && !left.take("mbarrier::complete_tx::bytes")) return false;
+    if (!left.take("global") || left.take_one_of({"shared::cta", "shared::cluster"}) < 0)
+        return false;
+    if (!left.take("tensor")) {
+        in.handler = linear;
+        return left.none_left() && in.count == (in.mode[0] ? 3 : 4) + policy;
+    }
+    in.mode[1] = 1 + left.take_one_of({"1d", "2d", "3d", "4d", "5d"});
+    left.take("tile");
     in.handler = tensor;
-    return in.mode[1] > 0;
+    return in.mode[1] && left.none_left() && in.count == in.mode[1] + (in.mode[0] ? 2 : 3) + policy;
 }
 
 }  // namespace emu

@@ -2,6 +2,7 @@
 #include <bit>
 
 #include "machine.h"
+#include "modifiers.h"
 
 namespace emu {
 namespace {
@@ -19,11 +20,6 @@ Step call(Warp& w, Group&, const Instruction& in, uint32_t) {
             "are not emulated");
 }
 
-void order_lanes(Warp& w) {
-    w.tick();
-    w.lanes_synced = w.now() - 1;
-}
-
 // Everything that happened before here is visible to bulk copies and wgmma issued after here.
 Step proxy_fence(Warp& w, Group&, const Instruction&, uint32_t) {
     for (int i = 0; i < kMaxWarps; ++i)
@@ -32,8 +28,8 @@ Step proxy_fence(Warp& w, Group&, const Instruction&, uint32_t) {
     return Step::kNext;
 }
 
-Step warp_sync(Warp& w, Group&, const Instruction&, uint32_t) {
-    order_lanes(w);
+Step warp_sync(Warp& w, Group&, const Instruction&, uint32_t mask) {
+    w.sync_lanes(mask);
     return Step::kNext;
 }
 
@@ -67,11 +63,9 @@ Step barrier(Warp& w, Group& g, const Instruction& in, uint32_t mask) {
                         : in.mode[1] == 2 ? bar.reduction && count == std::popcount(mask)
                                           : bar.reduction || count;
     }
-    order_lanes(w);
     if (!bar.arrived) bar.clock = Clocks();
     bar.clock.join(w.clock);
-    // what this warp does from here on is not covered by the barrier's clock
-    order_lanes(w);
+    w.sync_lanes(mask);  // and what the warp does from here on is not covered by the barrier
     bar.expected = expected;
     bar.arrived += std::popcount(mask);
     w.machine->counters.barriers++;
@@ -83,41 +77,64 @@ Step barrier(Warp& w, Group& g, const Instruction& in, uint32_t mask) {
 
 }  // namespace
 
+static bool bind_barrier(Modifiers& left, Instruction& in) {
+    in.kind = Class::kBarrier;
+    in.control = true;
+    left.take("cta");
+    if (left.take("warp")) {
+        in.sync_mask = 0;
+        in.handler = warp_sync;
+        return left.take("sync") && left.none_left() && in.count == 1;
+    }
+    in.handler = barrier;
+    int kind = left.take_one_of({"sync", "arrive", "red"});
+    in.aligned = left.take("aligned");
+    in.mode[0] = kind == 1;
+    if (kind == 2) {
+        in.mode[1] = 1 + left.take_one_of({"popc", "and", "or"});
+        in.mode[2] = 1;
+        if (!in.mode[1] || left.take_last() != (in.mode[1] == 1 ? "u32" : "pred")) return false;
+    }
+    int least = 1 + in.mode[2] + (in.mode[1] != 0);
+    return kind >= 0 && left.none_left() && (in.count == least || in.count == least + 1);
+}
+
 bool bind_control(const Opcode& op, Instruction& in) {
     auto base = op.base;
+    Modifiers left(op);
     in.kind = Class::kControl;
     if (base == "bra") {
+        left.take("uni");
         in.handler = branch;
         in.control = true;
-        return in.count == 1 && in.ops[0].kind == kLabel;
+        return in.count == 1 && in.ops[0].kind == kLabel && left.none_left();
     }
-    if (base == "ret" || base == "exit") return in.handler = leave, in.control = true;
-    if (base == "trap" || base == "brkpt") return in.handler = trap, true;
-    if (base == "call") return in.handler = call, true;
-    if (base == "fence" && op.has("proxy") &&
-        (op.has("async") || op.has("async::generic") || op.has("async.shared::cta")))
-        return in.handler = proxy_fence, true;
-    if (base == "nanosleep" || base == "membar" || base == "fence" || base == "pragma" ||
-        base == "setmaxnreg" || base == "griddepcontrol")
-        return in.handler = nothing, true;
-    if (base == "bar" || base == "barrier") {
-        in.kind = Class::kBarrier;
+    if (base == "ret" || base == "exit") {
+        left.take("uni");
+        in.handler = leave;
         in.control = true;
-        if (op.has("warp")) {
-            in.sync_mask = 0;
-            in.handler = warp_sync;
-            return true;
-        }
-        if (op.has("cluster")) return false;
-        bool red = op.has("red");
-        in.mode[0] = op.has("arrive");
-        in.mode[1] = red ? (op.has("popc") ? 1 : op.has("and") ? 2 : 3) : 0;
-        in.mode[2] = red ? 1 : 0;
-        in.aligned = base == "bar" || op.has("aligned");
-        in.handler = barrier;
-        return true;
+        return in.count == 0 && left.none_left();
     }
-    return false;
+    if (base == "trap" || base == "brkpt") return in.handler = trap, left.none_left();
+    if (base == "call") return in.handler = call, true;
+    if (base == "fence" && left.take("proxy")) {
+        in.handler = proxy_fence;
+        // maps that a kernel makes are read when they are used: that fence orders nothing here
+        if (left.take("tensormap::generic")) return in.handler = nothing, true;
+        return left.take_one_of({"async", "async::generic"}) >= 0 &&
+               (left.none_left() || left.take_one_of({"global", "shared::cta"}) >= 0);
+    }
+    // memory is never late here: a fence between threads orders nothing that was not
+    if (base == "membar" || base == "fence" || base == "nanosleep" || base == "pragma")
+        return in.handler = nothing, true;
+    // registers are not counted, and kernels do not overlap
+    if (base == "setmaxnreg" || base == "griddepcontrol") return in.handler = nothing, true;
+    if (base == "bar") {
+        bool bound = bind_barrier(left, in);
+        in.aligned = in.sync_mask < 0;  // by definition
+        return bound;
+    }
+    return base == "barrier" && !op.has("cluster") && bind_barrier(left, in);
 }
 
 }  // namespace emu

@@ -57,7 +57,7 @@ static bool ordered(const Warp& w, int lane, const GlobalWriter& last) {
     if (last.block == 0) return true;
     if (last.block == w.block->linear + 1) {
         if (last.warp != static_cast<uint32_t>(w.index)) return w.clock.at[last.warp] >= last.clock;
-        return last.lane == static_cast<uint32_t>(lane) || last.clock <= w.lanes_synced;
+        return w.saw(lane, static_cast<int>(last.lane), last.clock);
     }
     auto seen = w.clock.others.find(last.block - 1);
     return seen != w.clock.others.end() && seen->second[last.warp] >= last.clock;

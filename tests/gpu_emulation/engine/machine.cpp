@@ -78,6 +78,33 @@ Group* choose(Warp& w, const Group* tired) {
     return best;
 }
 
+// Lets go who waits at a barrier that is full.
+void release_barriers(Block& b) {
+    uint32_t live = b.threads_live();
+    for (int id = 0; id < 16; ++id) {
+        Barrier& bar = b.barriers[id];
+        uint32_t expected = bar.expected ? bar.expected : live;
+        if (!bar.arrived || bar.arrived < expected) continue;
+        for (Warp& w : b.warps) {
+            uint32_t lanes = 0;
+            for (Group& g : w.groups)
+                if (g.wait == Wait::kBarrier && g.barrier == id) {
+                    g.wait = Wait::kNone;
+                    lanes |= g.mask;
+                    w.clock.join(bar.clock);
+                    const Instruction& in = w.machine->program->code[g.pc - 1];
+                    if (in.mode[1] == 1)
+                        for (int l = 0; l < 32; ++l)
+                            if (g.mask >> l & 1) set_lane(w, in.ops[0], l, bar.reduction, false);
+                    if (in.mode[1] > 1)
+                        set_predicate(w, in.ops[0], bar.reduction ? ~0u : 0, g.mask, 0);
+                }
+            if (lanes) w.sync_lanes(lanes);
+        }
+        bar = Barrier();
+    }
+}
+
 // Runs the warp until it blocks, ends or has had its turn. Returns the instructions done.
 uint64_t run_warp(Warp& w, int turn) {
     const Instruction* code = w.machine->program->code.data();
@@ -160,6 +187,8 @@ uint64_t run_warp(Warp& w, int turn) {
                 if (mask != g->mask)
                     w.fault("only some lanes of a group block here: their guard differs");
             }
+            // at once: an arrival that follows belongs to the barrier's next phase
+            if (in.kind == Class::kBarrier) release_barriers(*w.block);
             break;
         }
         if (--patience <= 0) {
@@ -169,28 +198,6 @@ uint64_t run_warp(Warp& w, int turn) {
     }
     counters.instructions += done;
     return done;
-}
-
-void release_barriers(Block& b) {
-    uint32_t live = b.threads_live();
-    for (int id = 0; id < 16; ++id) {
-        Barrier& bar = b.barriers[id];
-        uint32_t expected = bar.expected ? bar.expected : live;
-        if (!bar.arrived || bar.arrived < expected) continue;
-        for (Warp& w : b.warps)
-            for (Group& g : w.groups)
-                if (g.wait == Wait::kBarrier && g.barrier == id) {
-                    g.wait = Wait::kNone;
-                    w.clock.join(bar.clock);
-                    const Instruction& in = w.machine->program->code[g.pc - 1];
-                    if (in.mode[1] == 1)
-                        for (int l = 0; l < 32; ++l)
-                            if (g.mask >> l & 1) set_lane(w, in.ops[0], l, bar.reduction, false);
-                    if (in.mode[1] > 1)
-                        set_predicate(w, in.ops[0], bar.reduction ? ~0u : 0, g.mask, 0);
-                }
-        bar = Barrier();
-    }
 }
 
 void deadlock(Block& b) {
@@ -222,6 +229,18 @@ void deadlock(Block& b) {
 }
 
 }  // namespace
+
+void Warp::sync_lanes(uint32_t mask) {
+    Clock now = clock.at[index]++;
+    if (!(live & ~mask)) {
+        lanes_synced = now;
+        return;
+    }
+    if (!pairs_synced) pairs_synced = std::make_unique<std::array<std::array<Clock, 32>, 32>>();
+    for (int l = 0; l < 32; ++l)
+        for (int other = 0; other < 32; ++other)
+            if ((mask >> l & 1) && (mask >> other & 1)) (*pairs_synced)[l][other] = now;
+}
 
 uint32_t Block::threads_live() const {
     uint32_t n = 0;
@@ -257,8 +276,7 @@ Block::Block(Machine& m, uint64_t number)
     warps.resize((count + 31) / 32);
     if (m.check_races) {
         writers.assign(m.shared_bytes, {});
-        readers.assign(m.shared_bytes * warps.size(), 0);
-        reader_lane.assign(m.shared_bytes * warps.size(), 0);
+        readers.assign(m.shared_bytes * warps.size(), {});
     }
     for (size_t i = 0; i < warps.size(); ++i) {
         Warp& w = warps[i];

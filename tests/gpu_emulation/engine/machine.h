@@ -148,8 +148,8 @@ struct Warp {
     uint32_t* regs = nullptr;
     uint32_t live = 0;
     Clocks clock;
-    Clock lanes_synced =
-        0;  // own clock at the last point where the warp's lanes saw each other's writes
+    Clock lanes_synced = 0;  // all lanes have seen each other's accesses up to here on its clock
+    std::unique_ptr<std::array<std::array<Clock, 32>, 32>> pairs_synced;  // [lane][other]: more yet
     std::vector<uint8_t> local, local_poison;
     std::array<AsyncCopies, 32> copies;
     std::array<BulkStores, 32> stores;
@@ -160,6 +160,11 @@ struct Warp {
     [[noreturn]] void fault(const std::string& what, int lane = -1) const;
     Clock now() const { return clock.at[index]; }
     void tick() { ++clock.at[index]; }
+    void sync_lanes(uint32_t mask);
+    bool saw(int lane, int other, Clock then) const {
+        return other == lane || then <= lanes_synced ||
+               (pairs_synced && then <= (*pairs_synced)[lane][other]);
+    }
 };
 
 // Who wrote a byte of shared memory last, and when, on that warp's clock.
@@ -167,6 +172,12 @@ struct Writer {
     Clock clock = 0;
     uint8_t warp = 0, lane = 0;
     uint16_t unused = 0;  // no padding: neighbours are compared as bytes
+};
+
+// Which lanes of a warp have read a byte since the last write, up to when on the warp's clock.
+struct Reader {
+    Clock clock = 0;
+    uint32_t lanes = 0;
 };
 
 struct Barrier {
@@ -182,8 +193,7 @@ struct Block {
     std::vector<Warp> warps;
     std::vector<uint8_t> shared, poison;
     std::vector<Writer> writers;
-    std::vector<Clock> readers;  // [warp][byte]
-    std::vector<uint8_t> reader_lane;
+    std::vector<Reader> readers;  // [warp][byte]
     Barrier barriers[16];
     std::map<uint32_t, Mbarrier> mbarriers;
     Clock copied = 0;                               // stamp of the newest bulk copy

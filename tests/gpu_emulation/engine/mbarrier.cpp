@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "machine.h"
+#include "modifiers.h"
 
 namespace emu {
 
@@ -71,7 +72,7 @@ bool phase_ended(Block& b, uint32_t at, uint64_t phase) {
 
 namespace {
 
-enum What : int32_t { kInit, kInval, kArrive, kExpect, kArriveExpect, kArriveDrop };
+enum What : int32_t { kInit, kInval, kArrive, kArriveDrop, kExpect, kArriveExpect };
 
 // mode: what, has a destination (the state: phase in the upper, nothing in the lower half)
 Step update(Warp& w, Group&, const Instruction& in, uint32_t mask) {
@@ -154,32 +155,34 @@ Step map_address(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 }  // namespace
 
 bool bind_mbarrier(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
     in.kind = Class::kBarrier;
     in.control = true;
     if (op.base == "mapa") {
         in.handler = map_address;
-        return op.has("shared::cluster");
+        return left.take("shared::cluster") && left.take_one_of({"u32", "u64"}) >= 0 &&
+               left.none_left() && in.count == 3;
     }
-    if (op.base != "mbarrier") return false;
-    for (auto m : op.modifiers)
-        if (m == "noComplete" || m == "complete_tx" || m == "pending_count") return false;
-    auto what = op.modifiers[0];
-    if (what == "test_wait" || what == "try_wait") {
-        in.mode[0] = op.has("parity");
-        in.mode[1] = what == "try_wait";
+    if (op.base != "mbarrier" || !left.take("b64")) return false;
+    left.take_one_of({"shared", "shared::cta", "shared::cluster"});
+    left.take_one_of({"acquire", "release", "relaxed"});
+    left.take_one_of({"cta", "cluster"});
+    int waiting = left.take_one_of({"test_wait", "try_wait"});
+    if (waiting >= 0) {
+        in.mode[0] = left.take("parity");
+        in.mode[1] = waiting;
         in.handler = wait;
-        return true;
+        return left.none_left() && (in.count == 3 || (waiting && in.count == 4));
     }
     in.handler = update;
-    bool expect = op.has("expect_tx");
-    in.mode[0] = what == "init"          ? kInit
-                 : what == "inval"       ? kInval
-                 : what == "expect_tx"   ? kExpect
-                 : what == "arrive_drop" ? kArriveDrop
-                 : what == "arrive"      ? (expect ? kArriveExpect : kArrive)
-                                         : -1;
-    in.mode[1] = !in.ops[0].is_memory();
-    return in.mode[0] >= 0 && !(expect && what == "arrive_drop");
+    bool state = in.count && !in.ops[0].is_memory();
+    in.mode[0] = left.take_one_of({"init", "inval", "arrive", "arrive_drop", "expect_tx"});
+    in.mode[1] = state;
+    if (in.mode[0] == kArrive && left.take("expect_tx")) in.mode[0] = kArriveExpect;
+    int operands = in.count - state;
+    bool counted = in.mode[0] == kInit || in.mode[0] == kExpect || in.mode[0] == kArriveExpect;
+    return in.mode[0] >= 0 && left.none_left() &&
+           (operands == 1 + counted || (in.mode[0] != kInval && operands == 2));
 }
 
 }  // namespace emu

@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "machine.h"
+#include "modifiers.h"
 #include "numbers.h"
 
 namespace emu {
@@ -95,9 +96,9 @@ Step load(Warp& w, Group&, const Instruction& in, uint32_t mask) {
         const uint8_t* shadow = nullptr;
         uint64_t unwritten = 0;
         if (space == kGlobalSpace || space == kConstSpace) {
-            check_aligned(w, l, at, total);
             if (in.mode[4]) acquire(w, at);
             p = global_read(w, l, at, total, &unwritten);
+            check_aligned(w, l, at, total);
             global[l] = at, global_mask |= 1u << l;
         } else if (space == kSharedSpace) {
             check_shared(w, l, at, total, total);
@@ -148,8 +149,8 @@ Step store(Warp& w, Group&, const Instruction& in, uint32_t mask) {
             std::memcpy(values + e * size, &value, size);
         }
         if (space == kGlobalSpace) {
-            check_aligned(w, l, at, total);
             p = global_write(w, l, at, total, values);
+            check_aligned(w, l, at, total);
             global[l] = at, global_mask |= 1u << l;
         } else if (space == kSharedSpace) {
             check_shared(w, l, at, total, total);
@@ -358,130 +359,131 @@ Step isspacep(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 
 Step nothing(Warp&, Group&, const Instruction&, uint32_t) { return Step::kNext; }
 
-int space_of(const Opcode& op) {
-    for (auto m : op.modifiers) {
-        if (m == "global") return kGlobalSpace;
-        if (m.substr(0, 6) == "shared") return m == "shared::cluster" ? -1 : kSharedSpace;
-        if (m == "local") return kLocalSpace;
-        if (m.substr(0, 5) == "param") return kParamSpace;
-        if (m == "const") return kConstSpace;
-    }
-    return kGeneric;
-}
-
+// The bytes of an element, 0 where the type is not known.
 int bytes_of(std::string_view t) {
     static const std::pair<std::string_view, int> names[] = {
-        {"f16", 2}, {"bf16", 2}, {"f16x2", 4}, {"bf16x2", 4}};
+        {"f16", 2}, {"bf16", 2}, {"f16x2", 4}, {"bf16x2", 4}, {"b8", 1},  {"u8", 1},
+        {"s8", 1},  {"b16", 2},  {"u16", 2},   {"s16", 2},    {"b32", 4}, {"u32", 4},
+        {"s32", 4}, {"f32", 4},  {"b64", 8},   {"u64", 8},    {"s64", 8}, {"f64", 8}};
     for (auto [name, size] : names)
         if (t == name) return size;
-    if (t.empty() || (t[0] != 'b' && t[0] != 'u' && t[0] != 's' && t[0] != 'f')) return 0;
-    int bits = 0;
-    for (char c : t.substr(1)) {
-        if (c < '0' || c > '9') return 0;
-        bits = bits * 10 + c - '0';
-    }
-    return bits == 8 || bits == 16 || bits == 32 || bits == 64 ? bits / 8 : 0;
+    return 0;
 }
 
-bool known(const Opcode& op, std::initializer_list<std::string_view> extra) {
-    static const std::string_view hints[] = {
-        "weak",        "relaxed", "acquire",     "release", "acq_rel", "volatile",
-        "cta",         "gpu",     "sys",         "cluster", "nc",      "ca",
-        "cg",          "cs",      "cv",          "lu",      "wb",      "wt",
-        "global",      "shared",  "shared::cta", "local",   "param",   "param::entry",
-        "param::func", "const",   "v2",          "v4",      "v8",      "unified"};
-    for (size_t i = 0; i + 1 < op.modifiers.size(); ++i) {
-        auto m = op.modifiers[i];
-        bool ok = m.substr(0, 4) == "L1::" || m.substr(0, 4) == "L2::";
-        for (auto h : hints) ok |= m == h;
-        for (auto h : extra) ok |= m == h;
-        if (!ok) return false;
+// Where an access goes, whether it is a point of order, how many elements; and what only hints.
+struct Access {
+    int space = kGeneric, elements = 1;
+    bool ordered = false, policy = false;  // policy: an operand for the L2 cache follows
+
+    explicit Access(Modifiers& left) {
+        left.take("unified");
+        int place = left.take_one_of({"global", "shared", "shared::cta", "local", "param",
+                                      "param::entry", "param::func", "const"});
+        constexpr int spaces[] = {kGlobalSpace, kSharedSpace, kSharedSpace, kLocalSpace,
+                                  kParamSpace,  kParamSpace,  kParamSpace,  kConstSpace};
+        if (place >= 0) space = spaces[place];
+        ordered = left.take_one_of({"acquire", "release", "acq_rel", "relaxed", "volatile"}) >= 0;
+        left.take("weak");
+        left.take_one_of({"cta", "cluster", "gpu", "sys"});
+        policy = left.take("L2::cache_hint");
+        left.take_beginning("L1::");
+        left.take_beginning("L2::");
+        left.take_one_of({"ca", "cg", "cs", "cv", "lu", "wb", "wt"});
+        left.take("nc");
+        int vector = left.take_one_of({"v2", "v4", "v8"});
+        if (vector >= 0) elements = 2 << vector;
     }
-    return true;
+};
+
+bool bind_transfer(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
+    bool storing = op.base == "st";
+    auto type = left.take_last();
+    Access access(left);
+    int n = access.elements;
+    static const Class classes[] = {Class::kGlobal, Class::kGlobal, Class::kShared,
+                                    Class::kLocal,  Class::kParam,  Class::kGlobal};
+    in.kind = classes[access.space];
+    // st.param belongs to a call, which is refused where it is reached
+    if (storing && access.space == kParamSpace) return in.handler = nothing, true;
+    int32_t modes[] = {access.space, bytes_of(type), n, type.starts_with('s'), access.ordered};
+    std::copy(std::begin(modes), std::end(modes), in.mode);
+    in.handler = storing ? store : load;
+    return in.mode[1] && left.none_left() && in.count == n + 1 + access.policy &&
+           in.ops[storing ? 0 : n].is_memory();
+}
+
+bool bind_matrix(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
+    in.kind = Class::kShared;
+    in.aligned = true;
+    in.handler = matrix;
+    if (!left.take("sync") || !left.take("aligned") || !left.take("m8n8") || !left.take("b16"))
+        return false;
+    int count = left.take_one_of({"x1", "x2", "x4"});
+    in.mode[0] = count < 0 ? 1 : 1 << count;
+    in.mode[1] = left.take("trans");
+    in.mode[2] = op.base == "stmatrix";
+    in.mode[3] = left.take_one_of({"shared", "shared::cta"}) < 0;
+    return left.none_left() && in.count == in.mode[0] + 1 &&
+           in.ops[in.mode[2] ? 0 : in.mode[0]].is_memory();
+}
+
+bool bind_atomic(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
+    in.kind = Class::kAtomic;
+    in.handler = atomic;
+    auto type = left.take_last();
+    left.take("noftz");
+    Access access(left);
+    int what =
+        left.take_one_of({"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"});
+    int kind = type == "f16"           ? kHalfType
+               : type == "bf16"        ? kBfloatType
+               : type == "f16x2"       ? kHalfPair
+               : type == "bf16x2"      ? kBfloatPair
+               : type.starts_with('f') ? kFloat
+               : type.starts_with('s') ? kSigned
+                                       : kBits;
+    bool returns = op.base == "atom";
+    int32_t modes[] = {access.space, bytes_of(type), what, kind, access.elements, returns};
+    std::copy(std::begin(modes), std::end(modes), in.mode);
+    if (!in.mode[1] || what < 0 || !left.none_left()) return false;
+    if (kind >= kFloat && what > (kind == kFloat ? kAdd : kMax)) return false;
+    int n = access.elements;
+    return in.count == (returns ? n : 0) + 1 + n + (what == kCas) + access.policy &&
+           in.ops[returns ? n : 0].is_memory();
+}
+
+bool bind_address(const Opcode& op, Instruction& in) {
+    Modifiers left(op);
+    in.kind = Class::kMove;
+    if (op.base == "isspacep") {
+        in.handler = isspacep;
+        int space = left.take_one_of({"global", "shared", "shared::cta", "local"});
+        constexpr int spaces[] = {kGlobalSpace, kSharedSpace, kSharedSpace, kLocalSpace};
+        if (space >= 0) in.mode[0] = spaces[space];
+        return space >= 0 && left.none_left() && in.count == 2;
+    }
+    in.handler = cvta;
+    in.mode[1] = left.take("to");
+    int space = left.take_one_of({"global", "const", "shared", "shared::cta", "local", "param"});
+    constexpr int windows[] = {0, 0, 1, 1, 2, 3};
+    if (space >= 0) in.mode[0] = windows[space];
+    return space >= 0 && left.take_one_of({"u32", "u64"}) >= 0 && left.none_left() && in.count == 2;
 }
 
 }  // namespace
 
 bool bind_memory(const Opcode& op, Instruction& in) {
-    auto base = op.base, t = op.last();
-    if (base == "ld" || base == "ldu" || base == "st") {
-        if (!known(op, {})) return false;
-        in.mode[0] = space_of(op);
-        in.mode[1] = bytes_of(t);
-        in.mode[2] = op.has("v2") ? 2 : op.has("v4") ? 4 : op.has("v8") ? 8 : 1;
-        in.mode[3] = t[0] == 's';
-        in.mode[4] =
-            op.has("acquire") || op.has("release") || op.has("relaxed") || op.has("volatile");
-        if (!in.mode[1] || in.mode[0] < 0) return false;
-        in.handler = base == "st" ? store : load;
-        static const Class classes[] = {Class::kGlobal, Class::kGlobal, Class::kShared,
-                                        Class::kLocal,  Class::kParam,  Class::kGlobal};
-        in.kind = classes[in.mode[0]];
-        // st.param belongs to a call, which is refused where it is reached
-        if (base == "st" && in.mode[0] == kParamSpace) in.handler = nothing;
-        return true;
-    }
-    if (base == "ldmatrix" || base == "stmatrix") {
-        if (!op.has("m8n8") || t != "b16") return false;
-        in.kind = Class::kShared;
-        in.aligned = true;
-        in.mode[0] = op.has("x4") ? 4 : op.has("x2") ? 2 : 1;
-        in.mode[1] = op.has("trans");
-        in.mode[2] = base == "stmatrix";
-        in.mode[3] = space_of(op) == kGeneric;
-        in.handler = matrix;
-        return true;
-    }
-    if (base == "atom" || base == "red") {
-        static const std::pair<std::string_view, int> ops[] = {
-            {"add", kAdd}, {"min", kMin},   {"max", kMax}, {"and", kAnd}, {"or", kOr},
-            {"xor", kXor}, {"exch", kExch}, {"cas", kCas}, {"inc", kInc}, {"dec", kDec}};
-        in.mode[2] = -1;
-        for (auto [name, value] : ops)
-            if (op.has(name)) in.mode[2] = value;
-        if (in.mode[2] < 0 || !known(op, {"add", "min", "max", "and", "or", "xor", "exch", "cas",
-                                          "inc", "dec", "noftz"}))
-            return false;
-        in.kind = Class::kAtomic;
-        in.mode[0] = space_of(op);
-        in.mode[1] = bytes_of(t);
-        in.mode[3] = t == "f16"      ? kHalfType
-                     : t == "bf16"   ? kBfloatType
-                     : t == "f16x2"  ? kHalfPair
-                     : t == "bf16x2" ? kBfloatPair
-                     : t[0] == 'f'   ? kFloat
-                     : t[0] == 's'   ? kSigned
-                                     : kBits;
-        in.mode[4] = op.has("v2") ? 2 : op.has("v4") ? 4 : op.has("v8") ? 8 : 1;
-        in.mode[5] = base == "atom";
-        bool floating = in.mode[3] >= kFloat;
-        if (!in.mode[1] || in.mode[0] < 0 || (floating && in.mode[2] > kMax) ||
-            (in.mode[3] == kFloat && in.mode[2] != kAdd))
-            return false;
-        in.handler = atomic;
-        return true;
-    }
-    if (base == "cvta") {
-        in.kind = Class::kMove;
-        in.mode[1] = op.has("to");
-        in.mode[0] = op.has("shared") ? 1 : op.has("local") ? 2 : op.has("param") ? 3 : 0;
-        in.handler = cvta;
-        return true;
-    }
-    if (base == "isspacep") {
-        in.mode[0] = t == "global"                         ? kGlobalSpace
-                     : t == "shared" || t == "shared::cta" ? kSharedSpace
-                     : t == "local"                        ? kLocalSpace
-                                                           : -1;
-        in.handler = isspacep;
-        return in.mode[0] >= 0;
-    }
-    if (base == "prefetch" || base == "prefetchu" || base == "applypriority" || base == "discard") {
-        in.kind = Class::kGlobal;
-        in.handler = nothing;
-        return base != "discard";
-    }
-    return false;
+    auto base = op.base;
+    if (base == "ld" || base == "ldu" || base == "st") return bind_transfer(op, in);
+    if (base == "ldmatrix" || base == "stmatrix") return bind_matrix(op, in);
+    if (base == "atom" || base == "red") return bind_atomic(op, in);
+    if (base == "cvta" || base == "isspacep") return bind_address(op, in);
+    in.kind = Class::kGlobal;
+    in.handler = nothing;
+    return base == "prefetch" || base == "prefetchu" || base == "applypriority";
 }
 
 }  // namespace emu

@@ -10,7 +10,7 @@ namespace emu {
 
 class Modifiers {
   public:
-    explicit Modifiers(const Opcode& op) : words_(op.modifiers) {}
+    explicit Modifiers(const Opcode& op) : words_(op.modifiers) { take(""); }
 
     bool take(std::string_view word) {
         for (size_t i = 0; i < words_.size(); ++i)
@@ -28,6 +28,10 @@ class Modifiers {
             ++place;
         }
         return -1;
+    }
+    // All words that begin so: hints for a cache.
+    void take_beginning(std::string_view begin) {
+        std::erase_if(words_, [&](auto word) { return word.starts_with(begin); });
     }
     // Types stand at the end, operations at the front.
     std::string_view take_last() { return take_at(words_.size() - 1); }

@@ -8,6 +8,7 @@
 // Bulk copies and wgmma reach shared memory through the asynchronous proxy: what a thread wrote is
 // theirs only once a fence.proxy.async lies between (PTX ISA, "Memory Consistency Model: Proxies").
 #include <algorithm>
+#include <bit>
 #include <cstdio>
 
 #include "machine.h"
@@ -60,23 +61,35 @@ bool shared_poison(const Warp& w, uint32_t at, uint32_t size) {
     return any;
 }
 
+// In place of the writer's lane: it was an atomic.
+static constexpr uint8_t kAtomicLane = 0xff;
+
 [[noreturn]] static void race(Warp& w, int lane, uint32_t at, const char* what, int warp,
                               int other) {
     w.fault(std::string("race on shared byte ") + hex(at) + ": " + what +
                 (warp == kAsync ? std::string(" a bulk copy with no wait for its mbarrier between")
                                 : " warp " + std::to_string(warp) +
-                                      (other >= kAtomicLane ? std::string()
+                                      (other == kAtomicLane ? std::string()
                                                             : " lane " + std::to_string(other)) +
                                       " with no barrier between"),
             lane);
 }
 
-// In place of a lane: several lanes have read; the write was an atomic.
-static constexpr uint8_t kManyLanes = 0xff, kAtomicLane = 0xfe;
-
 static bool ordered(const Warp& w, int lane, int warp, int other, Clock then) {
     if (warp != w.index) return w.clock.at[warp] >= then;
-    return other == lane || then <= w.lanes_synced;
+    return other == kAtomicLane ? then <= w.lanes_synced : w.saw(lane, other, then);
+}
+
+// The lanes among the readers whose reading does not come before this lane's access.
+static uint32_t unordered(const Warp& w, int lane, int warp, const Reader& r) {
+    if (warp != w.index) return w.clock.at[warp] >= r.clock ? 0 : r.lanes;
+    if (r.clock <= w.lanes_synced) return 0;
+    uint32_t out = 0;
+    for (uint32_t rest = r.lanes; rest; rest &= rest - 1) {
+        int other = std::countr_zero(rest);
+        if (!w.saw(lane, other, r.clock)) out |= 1u << other;
+    }
+    return out;
 }
 
 // Neighbouring bytes mostly share their history: one look then serves all of them.
@@ -93,16 +106,16 @@ void shared_read(Warp& w, int lane, uint32_t at, uint32_t size) {
         if (writers[i].clock &&
             !ordered(w, lane, writers[i].warp, writers[i].lane, writers[i].clock))
             race(w, lane, at + i, "read here, written by", writers[i].warp, writers[i].lane);
-    Clock* when = b.readers.data() + w.index * b.shared.size() + at;
-    uint8_t* who = b.reader_lane.data() + w.index * b.shared.size() + at;
-    auto fresh = [&](uint32_t i) {
-        return when[i] == w.now() && who[i] != lane ? kManyLanes : static_cast<uint8_t>(lane);
+    // a reading that comes before this one needs no memory of its own any more
+    Reader* readers = b.readers.data() + w.index * b.shared.size() + at;
+    auto fresh = [&](const Reader& r) {
+        uint32_t others = r.clock == w.now() ? r.lanes : unordered(w, lane, w.index, r);
+        return Reader{w.now(), others | 1u << lane};
     };
-    if (all_same(when, size) && all_same(who, size))
-        std::fill_n(who, size, fresh(0));
+    if (all_same(readers, size))
+        std::fill_n(readers, size, fresh(*readers));
     else
-        for (uint32_t i = 0; i < size; ++i) who[i] = fresh(i);
-    std::fill_n(when, size, w.now());
+        for (uint32_t i = 0; i < size; ++i) readers[i] = fresh(readers[i]);
 }
 
 // The bytes may be written now: whoever wrote or read them came before. alike: bytes that already
@@ -118,12 +131,12 @@ static void check_write(Warp& w, int lane, uint32_t at, uint32_t size, F alike) 
             if (!alike(j)) race(w, lane, at + j, "written here and by", last.warp, last.lane);
     }
     for (size_t r = 0; r < b.warps.size(); ++r) {
-        const Clock* when = b.readers.data() + r * b.shared.size() + at;
-        const uint8_t* who = b.reader_lane.data() + r * b.shared.size() + at;
-        uint32_t n = all_same(when, size) && all_same(who, size) ? 1 : size;
-        for (uint32_t i = 0; i < n; ++i)
-            if (when[i] && !ordered(w, lane, static_cast<int>(r), who[i], when[i]))
-                race(w, lane, at + i, "written here, read by", static_cast<int>(r), who[i]);
+        uint32_t own = static_cast<int>(r) == w.index ? 1u << lane : 0;
+        const Reader* readers = b.readers.data() + r * b.shared.size() + at;
+        for (uint32_t i = 0; i < (all_same(readers, size) ? 1 : size); ++i)
+            if (uint32_t lanes = unordered(w, lane, static_cast<int>(r), readers[i]) & ~own)
+                race(w, lane, at + i, "written here, read by", static_cast<int>(r),
+                     std::countr_zero(lanes));
     }
 }
 

@@ -326,8 +326,7 @@ Step wait(Warp& w, Group& g, const Instruction& in, uint32_t) {
         queue.sent.pop_front();
     }
     queue.fenced = false;
-    w.tick();
-    w.lanes_synced = w.now() - 1;
+    w.sync_lanes(~0u);
     return Step::kNext;
 }
 
