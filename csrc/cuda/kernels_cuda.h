@@ -1,0 +1,34 @@
+// The launchers of the CUDA kernels: raw pointers, sizes and a stream, no torch.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../kernels.h"
+
+namespace prunekern {
+
+// y[M,N] = x[M,K] W[N,K]^T + bias[N], 16-bit elements, fp32 sums. x and y are row-major and dense;
+// K is a multiple of 8 and x starts at a multiple of 16 bytes, so that every row does.
+struct CudaProblem {
+    const void* x;
+    void* y;
+    const void* bias;  // or null
+    int64_t M, N, K;
+    DType dtype;
+    void* workspace;  // of as many bytes as asked for below, all zero before its first use
+    int64_t sms;      // multiprocessors of the device
+    cudaStream_t stream;
+};
+
+// As cuda/sparse24_fragments.h draws it.
+struct PanelWeight {
+    const void* values;
+    const int32_t* meta;
+};
+
+// Bytes of workspace, which launches leave as they want to find it: one a stream.
+int64_t sparse24_sm80_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
+
+}  // namespace prunekern
