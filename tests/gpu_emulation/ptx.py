@@ -18,7 +18,8 @@ class PtxError(ValueError):
 
 TOKEN = re.compile(
     r"""(?P<skip>[ \t\r]+|//[^\n]*|/\*.*?\*/)|(?P<newline>\n)|(?P<string>"[^"\n]*")
-    |(?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|\d+U?(?![\w.]))
+    |(?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?
+        |\d+\.\d*(?:[eE][-+]?\d+)?|\d+U?(?![\w.]))
     |(?P<word>[%$A-Za-z_.][\w$.%]*(?:::[\w$.]+)*|\d[\w$.]*)
     |(?P<mark>[-+{}()\[\],;:@!|<>=*~&?/^])""",
     re.X | re.S,
@@ -140,6 +141,8 @@ def _number(text: str) -> int:
         return int(text[2:], 16)
     if text[:2] in ("0d", "0D"):
         return int(text[2:], 16)
+    if "." in text:
+        return struct.unpack("<Q", struct.pack("<d", float(text)))[0]
     if text[:1] == "0" and text.isdigit() and len(text) > 1:
         return int(text, 8)
     return int(text, 0)
@@ -301,6 +304,7 @@ class _KernelReader:
         self.fixups: list[tuple[Operand, str, _Scope, int]] = []
         self.loc = (0, 0)
         self.symbols: dict[str, int] = {}
+        self.opcode = ""
 
     def read(self) -> Kernel:
         self._head()
@@ -474,7 +478,7 @@ class _KernelReader:
             if not found or found[2] != 1:
                 raise PtxError(f"line {line}: guard {name!r} is not a predicate register")
             guard = found[1]
-        opcode = self._next()
+        opcode = self.opcode = self._next()
         operands: list[Operand] = []
         group = 0
         while self._peek() != ";":
@@ -527,6 +531,8 @@ class _KernelReader:
         self.at += 1
         if kind == "number":
             value = _number(word)
+            if "." in word and self.opcode.endswith(".f32"):
+                value = struct.unpack("<I", struct.pack("<f", float(word)))[0]
             return self._constant(-value if negated else value, group)
         if word == "_":
             return Operand(SINK, 0, 0, 0, False, group)

@@ -359,6 +359,13 @@ Step isspacep(Warp& w, Group&, const Instruction& in, uint32_t mask) {
 
 Step nothing(Warp&, Group&, const Instruction&, uint32_t) { return Step::kNext; }
 
+// createpolicy: a hint for a cache that is not modelled; 0 serves for any.
+Step make_policy(Warp& w, Group&, const Instruction& in, uint32_t mask) {
+    const uint64_t none[32] = {};
+    write<uint64_t>(w, in.ops[0], none, mask, 0);
+    return Step::kNext;
+}
+
 // The bytes of an element, 0 where the type is not known.
 int bytes_of(std::string_view t) {
     static const std::pair<std::string_view, int> names[] = {
@@ -481,6 +488,11 @@ bool bind_memory(const Opcode& op, Instruction& in) {
     if (base == "ldmatrix" || base == "stmatrix") return bind_matrix(op, in);
     if (base == "atom" || base == "red") return bind_atomic(op, in);
     if (base == "cvta" || base == "isspacep") return bind_address(op, in);
+    if (base == "createpolicy") {
+        in.kind = Class::kMove;
+        in.handler = make_policy;
+        return in.count >= 1 && in.ops[0].bits == 64;
+    }
     in.kind = Class::kGlobal;
     in.handler = nothing;
     return base == "prefetch" || base == "prefetchu" || base == "applypriority";

@@ -1,0 +1,264 @@
+// y[M,N] = x[M,K] W[N,K]^T + bias for few tokens, M <= 16, W 2:4 in panels (sparse24_fragments.h).
+//
+// mma.sp takes its sparse operand as A, so rows of the product are out features, columns tokens. A
+// warp takes panels of 64 x 64 one by one, straight from global memory into the registers that the
+// instruction wants, and a block's warps take turns along K:
+//
+//        K ──▶  c     c+1    c+2    c+3    c+4 ...            panel: 9 16-byte loads a lane,
+//     W  64  | w 0  | w 1  | w 2  | w 3  | w 0  ...           the next one's in flight meanwhile
+//     x   M  | ring of w 0 | ring of w 1 | ...                cp.async to shared memory, a ring of
+//                                                             kStages panels a warp: no barriers
+//
+// x in shared memory: a token's 128 bytes of a panel, its 16-byte pieces in the order piece ^ (token
+// % 8), so that copies and ldmatrix are without conflicts; ldmatrix gives B's fragment as it lies.
+// Blocks take equal stripes of all panels (stripes.h) and a row group's parts are added in a fixed
+// order: within the block by warp, then by block (combine.cuh).
+//
+// Limit: bytes of W, 1.125 a weight, read once; x adds 2 M / 64 bytes a weight from L2, a quarter of
+// W's at M = 8. By Little's law 12 (A100), 17 (H100), 5 (RTX 4090) KB must be in flight a
+// multiprocessor; 8 warps with two panels each have up to 74, one panel 37. Issue: 27 instructions a
+// panel in the loop, 6.7 for 1024 weights, of the 172 (A100) that 1024 weights' bytes last.
+//
+// One token uses one of the eight columns of an mma.sp. A product by plain FMAs would be no better:
+// for 1024 weights it needs 16 FMAs, 16 selections of x by the metadata and 8 conversions a lane,
+// more than all of the above together, and saves two mma.sp that nobody waits for.
+#include <algorithm>
+
+#include "combine.cuh"
+#include "kernels_cuda.h"
+#include "ptx.cuh"
+#include "sparse24_fragments.h"
+
+namespace prunekern {
+namespace {
+
+using namespace sparse24_fragments;
+
+constexpr int kWarps = 4, kThreads = kWarps * kLanes, kStages = 4, kBlocksPerSm = 2;
+constexpr int kTokensPerTile = 8;
+
+// As many blocks as run at once, in whole splits of each row group where that can be, and no more
+// than leave every warp two panels.
+int decode_blocks(int64_t row_groups, int64_t column_tiles, int64_t sms) {
+    const int64_t slots = sms * kBlocksPerSm, panels = row_groups * column_tiles;
+    const int64_t most = std::max<int64_t>(1, column_tiles / (2 * kWarps));
+    const int64_t blocks =
+        row_groups > slots ? slots : row_groups * std::min(slots / row_groups, most);
+    return static_cast<int>(std::min(blocks, INT32_MAX / panels));
+}
+
+struct Decode {
+    const char* values;
+    const char* meta;
+    const void* x;
+    void* y;
+    const void* bias;  // or null
+    int M, N, K;
+    Stripes stripes;
+    void* workspace;
+};
+
+struct Panel {
+    uint4 values[kRowTiles * kSteps], meta;
+};
+
+template <class Element, int kTokenTiles>
+struct Warp {
+    static constexpr int kTokens = kTokenTiles * kTokensPerTile, kStageBytes = kTokens * 128;
+    static constexpr int kCopies = kTokens / 4;  // of a panel's x, a lane
+    static constexpr int kStride = kWarps * kColumns * 2;  // bytes of x from panel to panel
+
+    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+    const uint64_t policy = ptx::evict_first_policy();
+    // Of the panel that the first stage holds next, at this lane's place.
+    const char *values, *meta;
+    const char* x[kCopies];  // token by token
+    int left;                // bytes from there to the row's end
+    int bytes[kCopies];      // to copy: 16, or 0 where there is no such token
+    uint32_t copy_to[2], read_from[kSteps];  // in the ring's first stage
+    float acc[kRowTiles][kTokenTiles][4];
+
+    __device__ Warp(const Decode& p, const uint4* smem_x) {
+        const uint32_t ring = ptx::shared_address(smem_x) + warp * kStages * kStageBytes;
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+            bytes[i] = lane / 8 + 4 * i < p.M ? 16 : 0;
+            ptx::keep(bytes[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int token = lane / 8 + 4 * i;
+            copy_to[i] = ring + token * 128 + (lane % 8 ^ token) * 16;
+            read_from[i] = ring + lane % 8 * 128 + ((i * 4 + lane / 8) ^ lane % 8) * 16;
+            ptx::keep(copy_to[i]), ptx::keep(read_from[i]);
+        }
+    }
+
+    // kAhead counts this warp's panels from the one in the first stage.
+    template <int kAhead>
+    __device__ void load(Panel& panel) const {
+        ptx::unrolled<kRowTiles * kSteps>([&](auto i) {
+            constexpr int kOffset = kAhead * kWarps * kValuesBytes + i.value * kLanes * 16;
+            panel.values[i.value] = ptx::load_streaming<kOffset>(values, policy);
+        });
+        panel.meta = ptx::load_streaming<kAhead * kWarps * kMetaBytes>(meta, policy);
+    }
+
+    template <int kAhead>
+    __device__ void copy_x() const {
+        constexpr int kFrom = kAhead * kStride, kStage = kAhead % kStages * kStageBytes;
+        const bool inside = left > kFrom;
+        ptx::unrolled<kCopies>([&](auto i) {
+            ptx::copy_async<kStage + i.value / 2 * 1024, kFrom>(
+                copy_to[i.value % 2], x[i.value], inside ? bytes[i.value] : 0);
+        });
+    }
+
+    template <int kStage, int kStep>
+    __device__ void multiply_step(const Panel& panel) {
+        const uint32_t meta_of[] = {panel.meta.x, panel.meta.y, panel.meta.z, panel.meta.w};
+        ptx::unrolled<kTokenTiles>([&](auto n) {
+            const uint4 b =
+                ptx::load_matrices<n.value * 1024 + kStage * kStageBytes>(read_from[kStep]);
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r)
+                ptx::mma_sparse<kStep>(acc[r][n.value], panel.values[r * kSteps + kStep], b,
+                                       meta_of[r], Element{});
+        });
+    }
+
+    // The products of `count` panels, every kWarps-th from `panel` on, which begins at `column`.
+    __device__ void multiply(const Decode& p, int64_t panel, int column, int count) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles * kTokenTiles * 4; ++i) (&acc[0][0][0])[i] = 0;
+        values = p.values + panel * kValuesBytes + lane * 16;
+        meta = p.meta + panel * kMetaBytes + lane * 16;
+        const int piece = (column + lane % 8 * 8) * 2;
+        left = p.K * 2 - piece;
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+            x[i] = static_cast<const char*>(p.x) + int64_t{lane / 8 + 4 * i} * p.K * 2 + piece;
+            ptx::keep(x[i]);
+        }
+        Panel panels[2];
+        if (count > 0) load<0>(panels[0]);
+        ptx::unrolled<kStages - 1>([&](auto stage) {
+            if (stage.value < count) copy_x<stage.value>();
+            ptx::commit_copies();
+        });
+        for (; count > 0; count -= kStages) {
+            ptx::unrolled<kStages>([&](auto stage) {
+                constexpr int kStage = stage.value;
+                if (kStage >= count) return;
+                if (kStage + 1 < count) load<kStage + 1>(panels[1 - kStage % 2]);
+                ptx::wait_copies<kStages - 2>();
+                __syncwarp();  // the copies of all lanes; and the stage before this one is free
+                multiply_step<kStage, 0>(panels[kStage % 2]);
+                multiply_step<kStage, 1>(panels[kStage % 2]);
+                if (kStage + kStages - 1 < count) copy_x<kStage + kStages - 1>();
+                ptx::commit_copies();
+            });
+            values += kStages * kWarps * kValuesBytes, meta += kStages * kWarps * kMetaBytes;
+#pragma unroll
+            for (auto& row : x) row += kStages * kStride;
+            left -= kStages * kStride;
+        }
+        ptx::wait_copies<0>();
+        __syncwarp();  // the ring is free
+    }
+};
+
+// Adds the warps' sums, in their order; thread i has what lane i % 32 held of tile i / 32 and, from
+// there on, every kWarps-th tile.
+template <int kTiles>
+__device__ void add_warps(const float (&acc)[kTiles][4], float4 (&sums)[kTiles / kWarps],
+                          float4* smem) {
+    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+    __syncthreads();  // the sums before these are read
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i)
+        smem[(warp * kTiles + i) * kLanes + lane] =
+            make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTiles / kWarps; ++i) {
+        const float4* tile = smem + i * kThreads + threadIdx.x;
+        sums[i] = tile[0];
+#pragma unroll
+        for (int w = 1; w < kWarps; ++w) add(sums[i], tile[w * kTiles * kLanes]);
+    }
+}
+
+__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ void from_float(__half& out, float v) { out = __float2half_rn(v); }
+__device__ __forceinline__ void from_float(__nv_bfloat16& out, float v) {
+    out = __float2bfloat16_rn(v);
+}
+
+template <class Element>
+__device__ __forceinline__ void store(const Decode& p, int row, int token, float sum) {
+    if (row >= p.N || token >= p.M) return;
+    if (p.bias) sum += to_float(static_cast<const Element*>(p.bias)[row]);
+    from_float(static_cast<Element*>(p.y)[int64_t{token} * p.N + row], sum);
+}
+
+template <class Element, int kTokenTiles>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    sparse24_decode_sm80_kernel(const __grid_constant__ Decode p) {
+    using W = Warp<Element, kTokenTiles>;
+    constexpr int kTiles = kRowTiles * kTokenTiles;
+    __shared__ __align__(128) uint4 smem_x[kWarps * kStages * W::kStageBytes / 16];
+    __shared__ float4 smem_sums[kWarps * kTiles * kLanes];
+    W warp(p, smem_x);
+    const int C = p.stripes.column_tiles, end = p.stripes.begin(blockIdx.x + 1);
+    for (int panel = p.stripes.begin(blockIdx.x); panel < end;) {
+        const int row_group = panel / C, column = panel - row_group * C;
+        const int length = min(C - column, end - panel);
+        warp.multiply(p, panel + warp.warp, (column + warp.warp) * kColumns,
+                      (length - warp.warp + kWarps - 1) / kWarps);
+        float4 sums[kTiles / kWarps];
+        add_warps(reinterpret_cast<float(&)[kTiles][4]>(warp.acc), sums, smem_sums);
+        if (combine<kTiles / kWarps, kThreads>(sums, p.stripes, row_group, p.workspace)) {
+#pragma unroll
+            for (int i = 0; i < kTiles / kWarps; ++i) {
+                const int tile = i * kWarps + threadIdx.x / kLanes;
+                const int row = row_group * kRows + tile / kTokenTiles * 16 + warp.lane / 4;
+                const int token = tile % kTokenTiles * kTokensPerTile + warp.lane % 4 * 2;
+                const float4 s = sums[i];
+                store<Element>(p, row, token, s.x);
+                store<Element>(p, row, token + 1, s.y);
+                store<Element>(p, row + 8, token, s.z);
+                store<Element>(p, row + 8, token + 1, s.w);
+            }
+        }
+        panel += length;
+    }
+}
+
+template <class Element>
+cudaError_t launch(const CudaProblem& problem, const PanelWeight& weight) {
+    const auto N = static_cast<int>(problem.N), K = static_cast<int>(problem.K);
+    const int R = static_cast<int>(row_groups(N)), C = static_cast<int>(column_tiles(K));
+    const Decode p{static_cast<const char*>(weight.values),
+                   reinterpret_cast<const char*>(weight.meta),
+                   problem.x, problem.y, problem.bias, static_cast<int>(problem.M), N, K,
+                   Stripes{R, C, decode_blocks(R, C, problem.sms)}, problem.workspace};
+    auto* kernel = problem.M <= kTokensPerTile ? sparse24_decode_sm80_kernel<Element, 1>
+                                               : sparse24_decode_sm80_kernel<Element, 2>;
+    kernel<<<p.stripes.blocks, kThreads, 0, problem.stream>>>(p);
+    return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t sparse24_sm80_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    return workspace_bytes(decode_blocks(row_groups(N), column_tiles(K), sms), 16384);
+}
+
+cudaError_t sparse24_linear_sm80(const CudaProblem& problem, const PanelWeight& weight) {
+    return problem.dtype == DType::kFloat16 ? launch<__half>(problem, weight)
+                                            : launch<__nv_bfloat16>(problem, weight);
+}
+
+}  // namespace prunekern
