@@ -2,12 +2,12 @@
 //
 // A block makes 256 out features x 32, 64 or 128 tokens of y^T, a warp 64 x 32 or 64 of them:
 //
-//         K ──▶  one panel of 64 a turn                 W: straight into registers, some steps
-//   W  w0 |  64 x 64  | ──▶ registers                      ahead; once a block from L2
-//      w1 |  64 x 64  |                                 x: cp.async to a ring of kStages turns in
-//      w2 |  64 x 64  |                                    shared memory, used by all four row
-//      warps w3 |  64 x 64  |         tokens: w0-3 | w4-7
-//   x   tokens x 64   ──▶ shared memory ──▶ ldmatrix ──▶ B fragments, as they lie
+//         K -->  a panel of 64 a turn          W: straight into registers, some steps ahead
+//   W  w0 |  64 x 64  | --> registers          x: cp.async to a ring of kStages turns in shared
+//      w1 |  64 x 64  |                           memory that all four row warps read
+//      w2 |  64 x 64  |
+//      w3 |  64 x 64  |   tokens: w0-3 | w4-7
+//   x   tokens x 64   --> shared memory --> ldmatrix --> B fragments, as they lie
 //
 // x in shared memory: 128 bytes a token and turn, its 16-byte pieces in the order piece ^ (token %
 // 8): copies and ldmatrix are without conflicts.
@@ -16,9 +16,9 @@
 // path to registers moves a wavefront of 128 bytes a clock. For a warp's 64 mma.sp of a turn: 36
 // wavefronts of W, 64 of ldmatrix and its share of 16 of the copies of x: 1.81 a mma.sp, so the
 // tensor core binds. W by way of shared memory would add its writes: 2.1 to 2.3, and they would
-// bind. Issue: 1.6 instructions a mma.sp. 128 accumulators leave one block of 8 warps, or two of 4,
-// a multiprocessor; a step's 32 mma.sp of two warps a scheduler last 512 clocks, longer than L2
-// takes.
+// bind. 128 accumulators leave one block of 8 warps a multiprocessor; a step's 32 mma.sp of the two
+// warps of a scheduler last 512 clocks, longer than L2 takes. At 64 tokens and fewer W's bytes
+// bind: half the accumulators leave registers for three steps of W in flight.
 #include "combine.cuh"
 #include "elements.cuh"
 #include "ptx.cuh"
