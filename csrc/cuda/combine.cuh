@@ -6,6 +6,7 @@
 //
 // Counters are zero before and after a launch.
 #pragma once
+#include "ptx.cuh"
 #include "stripes.h"
 
 namespace prunekern {
@@ -40,17 +41,13 @@ __device__ __forceinline__ bool combine(float4 (&sums)[kCount], const Stripes& s
     if (!__syncthreads_or(threadIdx.x == 0 && atomicAdd(counter, 1) == last - first)) return false;
     __threadfence();
     if (threadIdx.x == 0) *counter = 0;
+#pragma unroll
+    for (float4& sum : sums) sum = make_float4(0, 0, 0, 0);
 #pragma unroll 1
     for (int block = first; block <= last; ++block) {
         const float4* part = slot(block);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            const float4 value = __ldcg(part + i * kThreads);
-            if (block == first)
-                sums[i] = value;
-            else
-                add(sums[i], value);
-        }
+        for (int i = 0; i < kCount; ++i) add(sums[i], ptx::load_from_l2(part + i * kThreads));
     }
     return true;
 }

@@ -38,6 +38,16 @@ __device__ __forceinline__ void keep(const char*& p) { asm volatile("" : "+l"(p)
 __device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
 __device__ __forceinline__ void keep(int& v) { asm volatile("" : "+r"(v)); }
 
+// ld.global.cg: 16 bytes as L2 has them, after all that stands before it.
+__device__ __forceinline__ float4 load_from_l2(const float4* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 // ld.global.nc, 16 bytes at p + kOffset that pass L1 by.
 template <int kOffset>
 __device__ __forceinline__ uint4 load_streaming(const void* p, uint64_t policy) {
@@ -46,6 +56,16 @@ __device__ __forceinline__ uint4 load_streaming(const void* p, uint64_t policy) 
                  "%5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p), "l"(policy), "n"(kOffset));
+    return v;
+}
+
+// ld.global.nc, 16 bytes at p + kOffset: for what other warps and blocks read as well.
+template <int kOffset>
+__device__ __forceinline__ uint4 load_shared_by_many(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p), "n"(kOffset));
     return v;
 }
 
@@ -75,6 +95,13 @@ __device__ __forceinline__ uint4 load_matrices(uint32_t row) {
                  : "r"(row), "n"(kOffset)
                  : "memory");
     return v;
+}
+
+// movmatrix: an 8 x 8 matrix of 16-bit elements, two in each lane, transposed.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t v) {
+    uint32_t out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+    return out;
 }
 
 // mma.sp::ordered_metadata.m16n8k32: d[16, 8] += a[16, 32] b[32, 8], a 2:4 sparse along its rows

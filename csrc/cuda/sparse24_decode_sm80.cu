@@ -9,43 +9,31 @@
 //     x   M  | ring of w 0 | ring of w 1 | ...                cp.async to shared memory, a ring of
 //                                                             kStages panels a warp: no barriers
 //
-// x in shared memory: a token's 128 bytes of a panel, its 16-byte pieces in the order piece ^ (token
-// % 8), so that copies and ldmatrix are without conflicts; ldmatrix gives B's fragment as it lies.
-// Blocks take equal stripes of all panels (stripes.h) and a row group's parts are added in a fixed
-// order: within the block by warp, then by block (combine.cuh).
+// x in shared memory: a token's 128 bytes of a panel, its 16-byte pieces in the order piece ^
+// (token % 8), so that copies and ldmatrix are without conflicts; ldmatrix gives B's fragment as it
+// lies. Blocks take equal stripes of all panels (stripes.h) and a row group's parts are added in a
+// fixed order: within the block by warp, then by block (combine.cuh).
 //
-// Limit: bytes of W, 1.125 a weight, read once; x adds 2 M / 64 bytes a weight from L2, a quarter of
-// W's at M = 8. By Little's law 12 (A100), 17 (H100), 5 (RTX 4090) KB must be in flight a
-// multiprocessor; 8 warps with two panels each have up to 74, one panel 37. Issue: 27 instructions a
-// panel in the loop, 6.7 for 1024 weights, of the 172 (A100) that 1024 weights' bytes last.
+// Limit: bytes of W, 1.125 a weight, read once; x adds 2 M / 64 bytes a weight from L2, a quarter
+// of W's at M = 8. By Little's law 12 (A100), 17 (H100), 5 (RTX 4090) KB must be in flight a
+// multiprocessor; 8 warps with two panels each have up to 74, one panel 37. Issue: 27 instructions
+// a panel in the loop, 6.7 for 1024 weights, of the 172 (A100) that 1024 weights' bytes last.
 //
 // One token uses one of the eight columns of an mma.sp. A product by plain FMAs would be no better:
 // for 1024 weights it needs 16 FMAs, 16 selections of x by the metadata and 8 conversions a lane,
 // more than all of the above together, and saves two mma.sp that nobody waits for.
-#include <algorithm>
-
 #include "combine.cuh"
-#include "kernels_cuda.h"
+#include "elements.cuh"
 #include "ptx.cuh"
 #include "sparse24_fragments.h"
+#include "sparse24_sm80.h"
 
 namespace prunekern {
 namespace {
 
 using namespace sparse24_fragments;
 
-constexpr int kWarps = 4, kThreads = kWarps * kLanes, kStages = 4, kBlocksPerSm = 2;
-constexpr int kTokensPerTile = 8;
-
-// As many blocks as run at once, in whole splits of each row group where that can be, and no more
-// than leave every warp two panels.
-int decode_blocks(int64_t row_groups, int64_t column_tiles, int64_t sms) {
-    const int64_t slots = sms * kBlocksPerSm, panels = row_groups * column_tiles;
-    const int64_t most = std::max<int64_t>(1, column_tiles / (2 * kWarps));
-    const int64_t blocks =
-        row_groups > slots ? slots : row_groups * std::min(slots / row_groups, most);
-    return static_cast<int>(std::min(blocks, INT32_MAX / panels));
-}
+constexpr int kWarps = kDecodeWarps, kThreads = kWarps * kLanes, kStages = 4;
 
 struct Decode {
     const char* values;
@@ -64,17 +52,17 @@ struct Panel {
 
 template <class Element, int kTokenTiles>
 struct Warp {
-    static constexpr int kTokens = kTokenTiles * kTokensPerTile, kStageBytes = kTokens * 128;
-    static constexpr int kCopies = kTokens / 4;  // of a panel's x, a lane
+    static constexpr int kTokens = kTokenTiles * kTileTokens, kStageBytes = kTokens * 128;
+    static constexpr int kCopies = kTokens / 4;            // of a panel's x, a lane
     static constexpr int kStride = kWarps * kColumns * 2;  // bytes of x from panel to panel
 
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const uint64_t policy = ptx::evict_first_policy();
     // Of the panel that the first stage holds next, at this lane's place.
     const char *values, *meta;
-    const char* x[kCopies];  // token by token
-    int left;                // bytes from there to the row's end
-    int bytes[kCopies];      // to copy: 16, or 0 where there is no such token
+    const char* x[kCopies];                  // token by token
+    int left;                                // bytes from there to the row's end
+    int bytes[kCopies];                      // to copy: 16, or 0 where there is no such token
     uint32_t copy_to[2], read_from[kSteps];  // in the ring's first stage
     float acc[kRowTiles][kTokenTiles][4];
 
@@ -109,8 +97,8 @@ struct Warp {
         constexpr int kFrom = kAhead * kStride, kStage = kAhead % kStages * kStageBytes;
         const bool inside = left > kFrom;
         ptx::unrolled<kCopies>([&](auto i) {
-            ptx::copy_async<kStage + i.value / 2 * 1024, kFrom>(
-                copy_to[i.value % 2], x[i.value], inside ? bytes[i.value] : 0);
+            ptx::copy_async<kStage + i.value / 2 * 1024, kFrom>(copy_to[i.value % 2], x[i.value],
+                                                                inside ? bytes[i.value] : 0);
         });
     }
 
@@ -189,22 +177,15 @@ __device__ void add_warps(const float (&acc)[kTiles][4], float4 (&sums)[kTiles /
     }
 }
 
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ void from_float(__half& out, float v) { out = __float2half_rn(v); }
-__device__ __forceinline__ void from_float(__nv_bfloat16& out, float v) {
-    out = __float2bfloat16_rn(v);
-}
-
 template <class Element>
 __device__ __forceinline__ void store(const Decode& p, int row, int token, float sum) {
     if (row >= p.N || token >= p.M) return;
     if (p.bias) sum += to_float(static_cast<const Element*>(p.bias)[row]);
-    from_float(static_cast<Element*>(p.y)[int64_t{token} * p.N + row], sum);
+    static_cast<Element*>(p.y)[int64_t{token} * p.N + row] = from_float<Element>(sum);
 }
 
 template <class Element, int kTokenTiles>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
     sparse24_decode_sm80_kernel(const __grid_constant__ Decode p) {
     using W = Warp<Element, kTokenTiles>;
     constexpr int kTiles = kRowTiles * kTokenTiles;
@@ -218,13 +199,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         warp.multiply(p, panel + warp.warp, (column + warp.warp) * kColumns,
                       (length - warp.warp + kWarps - 1) / kWarps);
         float4 sums[kTiles / kWarps];
-        add_warps(reinterpret_cast<float(&)[kTiles][4]>(warp.acc), sums, smem_sums);
+        add_warps(reinterpret_cast<float (&)[kTiles][4]>(warp.acc), sums, smem_sums);
         if (combine<kTiles / kWarps, kThreads>(sums, p.stripes, row_group, p.workspace)) {
 #pragma unroll
             for (int i = 0; i < kTiles / kWarps; ++i) {
                 const int tile = i * kWarps + threadIdx.x / kLanes;
                 const int row = row_group * kRows + tile / kTokenTiles * 16 + warp.lane / 4;
-                const int token = tile % kTokenTiles * kTokensPerTile + warp.lane % 4 * 2;
+                const int token = tile % kTokenTiles * kTileTokens + warp.lane % 4 * 2;
                 const float4 s = sums[i];
                 store<Element>(p, row, token, s.x);
                 store<Element>(p, row, token + 1, s.y);
@@ -236,29 +217,29 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     }
 }
 
+}  // namespace
+
 template <class Element>
-cudaError_t launch(const CudaProblem& problem, const PanelWeight& weight) {
-    const auto N = static_cast<int>(problem.N), K = static_cast<int>(problem.K);
-    const int R = static_cast<int>(row_groups(N)), C = static_cast<int>(column_tiles(K));
+cudaError_t sparse24_decode_sm80(const CudaProblem& problem, const PanelWeight& weight,
+                                 const Sparse24Plan& plan) {
     const Decode p{static_cast<const char*>(weight.values),
                    reinterpret_cast<const char*>(weight.meta),
-                   problem.x, problem.y, problem.bias, static_cast<int>(problem.M), N, K,
-                   Stripes{R, C, decode_blocks(R, C, problem.sms)}, problem.workspace};
-    auto* kernel = problem.M <= kTokensPerTile ? sparse24_decode_sm80_kernel<Element, 1>
-                                               : sparse24_decode_sm80_kernel<Element, 2>;
+                   problem.x,
+                   problem.y,
+                   problem.bias,
+                   static_cast<int>(problem.M),
+                   static_cast<int>(problem.N),
+                   static_cast<int>(problem.K),
+                   plan.stripes,
+                   problem.workspace};
+    auto* kernel = plan.token_tiles == 1 ? sparse24_decode_sm80_kernel<Element, 1>
+                                         : sparse24_decode_sm80_kernel<Element, 2>;
     kernel<<<p.stripes.blocks, kThreads, 0, problem.stream>>>(p);
     return cudaGetLastError();
 }
-
-}  // namespace
-
-int64_t sparse24_sm80_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
-    return workspace_bytes(decode_blocks(row_groups(N), column_tiles(K), sms), 16384);
-}
-
-cudaError_t sparse24_linear_sm80(const CudaProblem& problem, const PanelWeight& weight) {
-    return problem.dtype == DType::kFloat16 ? launch<__half>(problem, weight)
-                                            : launch<__nv_bfloat16>(problem, weight);
-}
+template cudaError_t sparse24_decode_sm80<__half>(const CudaProblem&, const PanelWeight&,
+                                                  const Sparse24Plan&);
+template cudaError_t sparse24_decode_sm80<__nv_bfloat16>(const CudaProblem&, const PanelWeight&,
+                                                         const Sparse24Plan&);
 
 }  // namespace prunekern

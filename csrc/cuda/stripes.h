@@ -1,5 +1,5 @@
-// Work cut into equal stripes, whatever the shape (stream-K): R row groups of C column tiles each are
-// R C panels, of which block b of G takes those from b R C / G on.
+// Work cut into equal stripes, whatever the shape (stream-K): R row groups of C column tiles each
+// are R C panels, of which block b of G takes those from b R C / G on.
 //
 //   row groups  |-------- 0 --------|-------- 1 --------|-------- 2 --------|     C panels each
 //   blocks      |--- 0 ---|--- 1 ---|--- 2 ---|--- 3 ---|--- 4 ---|--- 5 ---|     G = 2 R: split-K
@@ -21,14 +21,16 @@
 
 namespace prunekern {
 
-// panels() x blocks is below 2^31.
+// panels() x blocks is below 2^31 unless each block has one row group.
 struct Stripes {
     int row_groups, column_tiles, blocks;
 
     PK_HOST_DEVICE_INLINE int panels() const { return row_groups * column_tiles; }
-    PK_HOST_DEVICE_INLINE int begin(int block) const { return block * panels() / blocks; }
+    PK_HOST_DEVICE_INLINE int begin(int block) const {
+        return blocks == row_groups ? block * column_tiles : block * panels() / blocks;
+    }
     PK_HOST_DEVICE_INLINE int block_of(int panel) const {
-        return ((panel + 1) * blocks - 1) / panels();
+        return blocks == row_groups ? panel / column_tiles : ((panel + 1) * blocks - 1) / panels();
     }
     // The blocks that share a row group.
     PK_HOST_DEVICE_INLINE int first_block(int row_group) const {
@@ -38,8 +40,8 @@ struct Stripes {
         return block_of(row_group * column_tiles + column_tiles - 1);
     }
     // A block shares at most two row groups with others: the one that it begins in and the one that
-    // it ends in. Where its part of this one lies in the workspace: only the first block that shares
-    // a row group can have begun before it.
+    // it ends in. Where its part of this one lies in the workspace: only the first block that
+    // shares a row group can have begun before it.
     PK_HOST_DEVICE_INLINE int slot(int block, int row_group) const {
         return 2 * block + (begin(block) < row_group * column_tiles);
     }

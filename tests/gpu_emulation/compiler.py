@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -97,32 +98,34 @@ def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None)
 
 
 def cuda_to_library(
-    source: Path, arch: str, options: list[str], extra: list[Path]
-) -> tuple[str, Path]:
-    """PTX and a shared library of the file's host code, in one compilation.
+    sources: list[Path], arch: str, options: list[str], extra: list[Path]
+) -> tuple[list[str], Path]:
+    """PTX of each CUDA file and a shared library of their host code, in one compilation.
 
     Args:
-        source: path of a ``.cu`` file.
+        sources: paths of ``.cu`` files, no two of one name.
         arch: as nvcc's -arch.
         options: further options of nvcc.
         extra: C++ files that stand in place of the CUDA runtime.
     """
-    text = "".join(_preprocessed(p, arch, options) for p in (source, *extra))
-    name = cache_directory() / _key(text, arch, *options, _version(nvcc()))
-    ptx, library = name.with_suffix(".ptx"), name.with_suffix(".so")
-    if not (ptx.exists() and library.exists()):
+    text = "".join(_preprocessed(p, arch, options) for p in (*sources, *extra))
+    folder = cache_directory() / _key(text, arch, *options, _version(nvcc()))
+    if not folder.exists():
         virtual = arch.replace("sm", "compute")
-        with tempfile.TemporaryDirectory(dir=cache_directory()) as kept:
-            made = Path(kept) / "library.so"
-            _run([
-                nvcc(), "-shared", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", "-cudart",
-                "none", "-std=c++17", f"-gencode=arch={virtual},code={virtual}", "-lineinfo",
-                "--keep", "--keep-dir", kept, *options, str(source), *map(str, extra), "-o",
-                str(made),
-            ])  # fmt: skip
-            next(Path(kept).glob(f"{source.stem}*.ptx")).replace(ptx)
-            made.replace(library)
-    return ptx.read_text(), library
+        made = Path(tempfile.mkdtemp(dir=cache_directory()))
+        _run([
+            nvcc(), "-shared", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", "-cudart", "none",
+            "-std=c++17", f"-gencode=arch={virtual},code={virtual}", "-lineinfo",
+            "--expt-relaxed-constexpr", "--keep", "--keep-dir", str(made), *options,
+            *map(str, (*sources, *extra)), "-o", str(made / "library.so"),
+        ])  # fmt: skip
+        for kept in made.iterdir():
+            if kept.suffix not in (".ptx", ".so"):
+                kept.unlink()
+        with contextlib.suppress(OSError):  # another process was faster
+            made.rename(folder)
+    texts = [(folder / f"{p.stem}.ptx").read_text() for p in sources]
+    return texts, folder / "library.so"
 
 
 def triton_to_ptx(

@@ -110,6 +110,21 @@ Step redux(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     return Step::kNext;
 }
 
+// movmatrix.m8n8.trans.b16: lane l has row l / 4, columns 2 (l % 4) and the next, of an 8 x 8
+// matrix, and gets as much of the transposed one.
+Step movmatrix(Warp& w, Group&, const Instruction& in, uint32_t mask) {
+    auto* a = source<uint32_t>(w, in.ops[1]);
+    uint32_t out[32] = {}, poison = 0;
+    for (int l = 0; l < 32; ++l)
+        for (int j = 0; j < 2; ++j) {
+            int row = 2 * (l % 4) + j, column = l / 4, from = 4 * row + column / 2;
+            out[l] |= (a[from] >> (16 * (column % 2)) & 0xffff) << (16 * j);
+            poison |= (poisoned(w, in.ops[1]) >> from & 1) << l;
+        }
+    write<uint32_t>(w, in.ops[0], out, mask, poison);
+    return Step::kNext;
+}
+
 Step activemask(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     uint32_t out[32];
     std::fill(out, out + 32, mask);
@@ -170,6 +185,12 @@ bool bind_warp(const Opcode& op, Instruction& in) {
     }
     Modifiers left(op);
     if (!left.take("sync")) return false;
+    if (op.base == "movmatrix") {
+        in.handler = movmatrix;
+        in.aligned = true;
+        return left.take("aligned") && left.take("m8n8") && left.take("trans") &&
+               left.take("b16") && left.none_left() && in.count == 2;
+    }
     in.sync_mask = in.count - 1;
     if (op.base == "shfl") return bind_shfl(left, in);
     if (op.base == "vote") return bind_vote(left, in);

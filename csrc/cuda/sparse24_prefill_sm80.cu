@@ -1,0 +1,262 @@
+// y[M,N] = x[M,K] W[N,K]^T + bias for many tokens, W 2:4 in panels (sparse24_fragments.h).
+//
+// A block makes 256 out features x 32, 64 or 128 tokens of y^T, a warp 64 x 32 or 64 of them:
+//
+//         K -->  a panel of 64 a turn          W: straight into registers, some steps ahead
+//   W  w0 |  64 x 64  | --> registers          x: cp.async to a ring of kStages turns in shared
+//      w1 |  64 x 64  |                           memory that all four row warps read
+//      w2 |  64 x 64  |
+//      w3 |  64 x 64  |   tokens: w0-3 | w4-7
+//   x   tokens x 64   --> shared memory --> ldmatrix --> B fragments, as they lie
+//
+// x in shared memory: 128 bytes a token and turn, its 16-byte pieces in the order piece ^ (token %
+// 8): copies and ldmatrix are without conflicts.
+//
+// Limit: the tensor core takes a mma.sp m16n8k32 in 2 clocks of a multiprocessor (A100); the data
+// path to registers moves a wavefront of 128 bytes a clock. For a warp's 64 mma.sp of a turn: 36
+// wavefronts of W, 64 of ldmatrix and its share of 16 of the copies of x: 1.81 a mma.sp, so the
+// tensor core binds. W by way of shared memory would add its writes: 2.1 to 2.3, and they would
+// bind. 128 accumulators leave one block of 8 warps a multiprocessor; a step's 32 mma.sp of the two
+// warps of a scheduler last 512 clocks, longer than L2 takes. At 64 tokens and fewer W's bytes
+// bind: half the accumulators leave registers for three steps of W in flight.
+#include "combine.cuh"
+#include "elements.cuh"
+#include "ptx.cuh"
+#include "sparse24_fragments.h"
+#include "sparse24_sm80.h"
+
+namespace prunekern {
+namespace {
+
+using namespace sparse24_fragments;
+
+constexpr int kStages = 3, kRowWarps = kPrefillRowWarps;
+
+struct Prefill {
+    const char* values;
+    const char* meta;
+    const void* x;
+    void* y;
+    const void* bias;  // or null
+    int M, N, K;
+    int row_blocks;  // of 256 rows; tiles of y: row blocks first, then the next tokens
+    Stripes stripes;
+    void* workspace;
+};
+
+template <class Element, int kTokenWarps, int kTokenTiles>
+struct Warp {
+    static constexpr int kThreads = kRowWarps * kTokenWarps * kLanes;
+    static constexpr int kTokens = kTokenWarps * kTokenTiles * kTileTokens;  // of the block
+    static constexpr int kStageBytes = kTokens * 128;
+    static constexpr int kCopies = kTokens * 8 / kThreads;  // of a turn's x, a thread
+    static constexpr int kCopyTokens = kThreads / 8;        // that one round of copies serves
+    static constexpr int kTurnBytes = kColumns * 2;         // of a row of x
+    // Steps of W in flight: as many as the accumulators leave registers for. Buffers come round
+    // within the 2 kStages turns that are unrolled.
+    static constexpr int kDepth = kTokenTiles <= 4 ? 3 : 1, kWords = kDepth / kSteps + 2;
+    static_assert(2 * kStages * kSteps % (kDepth + 1) == 0 && 2 * kStages % kWords == 0);
+
+    const int lane = threadIdx.x % kLanes;
+    const int row_warp = threadIdx.x / kLanes % kRowWarps;
+    const int token_warp = threadIdx.x / kLanes / kRowWarps;
+    uint32_t copy_to, read_from[kSteps];  // in the ring's first stage
+    const char *values, *meta;            // of the next panel, at this lane's place
+    const char* x[kCopies];               // token by token, at this thread's piece of the next turn
+    int bytes[kCopies];                   // to copy: 16, or 0 where there is no such token
+    int left;                             // bytes to the end of x's row
+    float acc[kRowTiles * kTokenTiles][4];
+
+    __device__ explicit Warp(const uint4* smem_x) {
+        const uint32_t ring = ptx::shared_address(smem_x);
+        const int token = threadIdx.x / 8, piece = threadIdx.x % 8;
+        copy_to = ring + token * 128 + (piece ^ token % 8) * 16;
+        const uint32_t mine = ring + (token_warp * kTokenTiles * kTileTokens + lane % 8) * 128;
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            read_from[step] = mine + ((step * 4 + lane / 8) ^ lane % 8) * 16;
+            ptx::keep(read_from[step]);
+        }
+        ptx::keep(copy_to);
+    }
+
+    // To the column tile that begins at `column`, of the row group and of the block's tokens.
+    __device__ void begin(const Prefill& p, int row_group, int first_token, int column) {
+        const int64_t panel = int64_t{row_group} * p.stripes.column_tiles + column / kColumns;
+        values = p.values + panel * kValuesBytes + lane * 16;
+        meta = p.meta + panel * kMetaBytes + lane * 16;
+        const int token = first_token + threadIdx.x / 8;
+        const int piece = (column + threadIdx.x % 8 * 8) * 2;
+        left = p.K * 2 - piece;
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+            const int t = token + i * kCopyTokens;
+            x[i] = static_cast<const char*>(p.x) + int64_t{t} * p.K * 2 + piece;
+            bytes[i] = t < p.M ? 16 : 0;
+            ptx::keep(x[i]), ptx::keep(bytes[i]);
+        }
+#pragma unroll
+        for (auto& sums : acc) sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    }
+
+    // kAhead counts steps from the first of the panel that `values` points to.
+    template <int kAhead>
+    __device__ void load(uint4 (&fragments)[kRowTiles], uint4 (&words)[kWords], int turn) const {
+        constexpr int kPanel = kAhead / kSteps, kStep = kAhead % kSteps;
+        ptx::unrolled<kRowTiles>([&](auto r) {
+            constexpr int kOffset =
+                kPanel * kValuesBytes + (r.value * kSteps + kStep) * kLanes * 16;
+            fragments[r.value] = ptx::load_shared_by_many<kOffset>(values);
+        });
+        if (kStep == 0)
+            words[(turn + kPanel) % kWords] = ptx::load_shared_by_many<kPanel * kMetaBytes>(meta);
+    }
+
+    template <int kStage>
+    __device__ void copy_x() {
+        const bool inside = left > 0;
+        ptx::unrolled<kCopies>([&](auto i) {
+            // kCopyTokens is a multiple of 8: the order of the pieces is the same
+            ptx::copy_async<kStage * kStageBytes + i.value * kCopyTokens * 128, 0>(
+                copy_to, x[i.value], inside ? bytes[i.value] : 0);
+            x[i.value] += kTurnBytes;
+        });
+        left -= kTurnBytes;
+    }
+
+    template <int kStage, int kStep>
+    __device__ void multiply(const uint4 (&fragments)[kRowTiles], const uint4& words) {
+        const uint32_t meta_of[kRowTiles] = {words.x, words.y, words.z, words.w};
+        ptx::unrolled<kTokenTiles>([&](auto n) {
+            const uint4 b =
+                ptx::load_matrices<kStage * kStageBytes + n.value * 1024>(read_from[kStep]);
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r)
+                ptx::mma_sparse<kStep>(acc[r * kTokenTiles + n.value], fragments[r], b, meta_of[r],
+                                       Element{});
+        });
+    }
+
+    // The products of `count` column tiles from begin() on. Warps beyond the last row group copy
+    // and wait with the others.
+    __device__ void turns(int count, bool exists) {
+        uint4 fragments[kDepth + 1][kRowTiles], words[kWords];
+        ptx::unrolled<kDepth>([&](auto ahead) {
+            if (exists && ahead.value / kSteps < count)
+                load<ahead.value>(fragments[ahead.value], words, 0);
+        });
+        ptx::unrolled<kStages - 1>([&](auto stage) {
+            if (stage.value < count) copy_x<stage.value>();
+            ptx::commit_copies();
+        });
+        for (; count > 0; count -= 2 * kStages)
+            ptx::unrolled<2 * kStages>([&](auto turn) {
+                constexpr int kTurn = turn.value, kStage = kTurn % kStages;
+                if (kTurn >= count) return;
+                ptx::wait_copies<kStages - 2>();
+                __syncthreads();  // everyone's copies of this turn; and the turn before is done
+                if (kTurn + kStages - 1 < count) copy_x<(kStage + kStages - 1) % kStages>();
+                ptx::commit_copies();
+                if (!exists) return;
+                ptx::unrolled<kSteps>([&](auto step) {
+                    constexpr int kStep = kTurn * kSteps + step.value;
+                    constexpr int kAhead = step.value + kDepth;
+                    if (kTurn + kAhead / kSteps < count)
+                        load<kAhead>(fragments[(kStep + kDepth) % (kDepth + 1)], words, kTurn);
+                    multiply<kStage, step.value>(fragments[kStep % (kDepth + 1)],
+                                                 words[kTurn % kWords]);
+                });
+                values += kValuesBytes, meta += kMetaBytes;
+            });
+        ptx::wait_copies<0>();
+        __syncthreads();  // the ring is free
+    }
+
+    // An 8 x 8 part of y^T turned round lies as y does: a lane has two features of one token.
+    __device__ void write(const Prefill& p, int row_group, int first_token) const {
+        const int token = first_token + token_warp * kTokenTiles * kTileTokens + lane / 4;
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int tile_row = row_group * kRows + r * 16 + half * 8;
+                const int own = tile_row + lane / 4, row = tile_row + lane % 4 * 2;
+                float bias = 0;
+                if (p.bias && own < p.N) bias = to_float(static_cast<const Element*>(p.bias)[own]);
+#pragma unroll
+                for (int n = 0; n < kTokenTiles; ++n) {
+                    const float* sums = acc[r * kTokenTiles + n] + 2 * half;
+                    const uint32_t pair =
+                        ptx::transpose_matrix(pack<Element>(sums[0] + bias, sums[1] + bias));
+                    const int t = token + n * kTileTokens;
+                    if (t >= p.M) continue;
+                    auto* to = static_cast<Element*>(p.y) + int64_t{t} * p.N + row;
+                    if (row + 1 < p.N && p.N % 2 == 0) {
+                        *reinterpret_cast<uint32_t*>(to) = pair;
+                    } else {
+                        const auto* two = reinterpret_cast<const Element*>(&pair);
+                        if (row < p.N) to[0] = two[0];
+                        if (row + 1 < p.N) to[1] = two[1];
+                    }
+                }
+            }
+    }
+};
+
+template <class Element, int kTokenWarps, int kTokenTiles>
+__global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps == 1 ? 2 : 1)
+    sparse24_prefill_sm80_kernel(const __grid_constant__ Prefill p) {
+    using W = Warp<Element, kTokenWarps, kTokenTiles>;
+    __shared__ __align__(128) uint4 smem_x[kStages * W::kStageBytes / 16];
+    W warp(smem_x);
+    const int C = p.stripes.column_tiles, end = p.stripes.begin(blockIdx.x + 1);
+    for (int at = p.stripes.begin(blockIdx.x); at < end;) {
+        const int tile = at / C, column = at - tile * C;
+        const int length = min(C - column, end - at);
+        const int token_block = tile / p.row_blocks;
+        const int row_group = (tile - token_block * p.row_blocks) * kRowWarps + warp.row_warp;
+        const int first_token = token_block * W::kTokens;
+        warp.begin(p, row_group, first_token, column * kColumns);
+        warp.turns(length, row_group * kRows < p.N);
+        constexpr int kCount = kRowTiles * kTokenTiles;
+        auto& sums = reinterpret_cast<float4(&)[kCount]>(warp.acc);
+        if (combine<kCount, W::kThreads>(sums, p.stripes, tile, p.workspace))
+            warp.write(p, row_group, first_token);
+        at += length;
+    }
+}
+
+template <class Element, int kTokenWarps, int kTokenTiles>
+cudaError_t launch(const Prefill& p, cudaStream_t stream) {
+    sparse24_prefill_sm80_kernel<Element, kTokenWarps, kTokenTiles>
+        <<<p.stripes.blocks, kRowWarps * kTokenWarps * kLanes, 0, stream>>>(p);
+    return cudaGetLastError();
+}
+
+}  // namespace
+
+template <class Element>
+cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight& weight,
+                                  const Sparse24Plan& plan) {
+    const int row_blocks = static_cast<int>(ceil_div(row_groups(problem.N), kRowWarps));
+    const Prefill p{static_cast<const char*>(weight.values),
+                    reinterpret_cast<const char*>(weight.meta),
+                    problem.x,
+                    problem.y,
+                    problem.bias,
+                    static_cast<int>(problem.M),
+                    static_cast<int>(problem.N),
+                    static_cast<int>(problem.K),
+                    row_blocks,
+                    plan.stripes,
+                    problem.workspace};
+    return plan.token_tiles == 8   ? launch<Element, 2, 8>(p, problem.stream)
+           : plan.token_warps == 2 ? launch<Element, 2, 4>(p, problem.stream)
+                                   : launch<Element, 1, 4>(p, problem.stream);
+}
+template cudaError_t sparse24_prefill_sm80<__half>(const CudaProblem&, const PanelWeight&,
+                                                   const Sparse24Plan&);
+template cudaError_t sparse24_prefill_sm80<__nv_bfloat16>(const CudaProblem&, const PanelWeight&,
+                                                          const Sparse24Plan&);
+
+}  // namespace prunekern

@@ -1,0 +1,29 @@
+// The sm80 variant of the 2:4 product: few tokens or many (sparse24_sm80.h).
+#include "sparse24_sm80.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "combine.cuh"
+
+namespace prunekern {
+
+int64_t sparse24_sm80_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    const Sparse24Plan plan = sparse24_plan(M, N, K, sms);
+    const bool shared = plan.stripes.blocks != plan.stripes.row_groups;
+    return workspace_bytes(shared ? plan.stripes.blocks : 0, plan.slot_bytes);
+}
+
+template <class Element>
+static cudaError_t linear(const CudaProblem& problem, const PanelWeight& weight) {
+    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms);
+    return plan.decode ? sparse24_decode_sm80<Element>(problem, weight, plan)
+                       : sparse24_prefill_sm80<Element>(problem, weight, plan);
+}
+
+cudaError_t sparse24_linear_sm80(const CudaProblem& problem, const PanelWeight& weight) {
+    return problem.dtype == DType::kFloat16 ? linear<__half>(problem, weight)
+                                            : linear<__nv_bfloat16>(problem, weight);
+}
+
+}  // namespace prunekern

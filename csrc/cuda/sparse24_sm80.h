@@ -1,0 +1,71 @@
+// What runs for which sizes, as a pure function: no device is asked.
+//
+//   M <= 16        decode: a block's four warps share 64 rows and take turns along K
+//   M <= 32        prefill, blocks of 256 rows x 32 tokens, two a multiprocessor
+//   M <= 64        prefill, blocks of 256 rows x 64 tokens, W three steps ahead: still memory-bound
+//   above          prefill, blocks of 256 rows x 128 tokens
+//
+// Decode reads x once for 64 rows: 2 M / 64 bytes a weight beside 1.125, so that above 16 tokens it
+// would read more of x (from L2) than half of W; prefill reads x once for 256 rows.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels_cuda.h"
+#include "sparse24_fragments.h"
+#include "stripes.h"
+
+namespace prunekern {
+
+constexpr int kTileTokens = 8;  // of an mma.sp
+constexpr int kDecodeWarps = 4, kDecodeBlocksPerSm = 2;
+constexpr int kPrefillRowWarps = 4;  // row groups of a block
+
+struct Sparse24Plan {
+    bool decode;
+    int token_tiles, token_warps;  // of a warp; of a block
+    Stripes stripes;
+    int64_t slot_bytes;  // of a block's partial sums
+
+    int block_tokens() const { return token_warps * token_tiles * kTileTokens; }
+};
+
+// Blocks for so many row groups (or tiles of y) of so many column tiles where `slots` run at once:
+// whole splits of each where they fill seven eighths of the slots, so that no block has parts of
+// two, else a stripe for each slot; none with fewer than `least` column tiles, so that partial sums
+// stay cheap.
+inline int balanced_blocks(int64_t row_groups, int64_t column_tiles, int64_t slots, int64_t least) {
+    const int64_t panels = row_groups * column_tiles;
+    const int64_t most = std::max<int64_t>(1, column_tiles / least);
+    const int64_t whole = row_groups * std::clamp<int64_t>(slots / row_groups, 1, most);
+    const int64_t rounds = sparse24_fragments::ceil_div(whole, slots);
+    const bool full = 8 * whole >= 7 * rounds * slots;
+    const bool divisible = panels >= least * slots && panels <= INT32_MAX / slots;
+    return static_cast<int>(full || !divisible ? whole : slots);
+}
+
+inline Sparse24Plan sparse24_plan(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    using namespace sparse24_fragments;
+    const int R = static_cast<int>(row_groups(N)), C = static_cast<int>(column_tiles(K));
+    if (M <= 2 * kTileTokens) {
+        const int tiles = M <= kTileTokens ? 1 : 2;
+        const int blocks = balanced_blocks(R, C, sms * kDecodeBlocksPerSm, 2 * kDecodeWarps);
+        return {true, tiles, 1, {R, C, blocks}, int64_t{tiles} * kRowTiles * kLanes * 16};
+    }
+    const int tiles = M <= 64 ? 4 : 8, warps = M <= 32 ? 1 : 2;
+    const int block_tokens = tiles * warps * kTileTokens;
+    const int64_t blocks_of_y = ceil_div(R, kPrefillRowWarps) * ceil_div(M, block_tokens);
+    const int blocks = balanced_blocks(blocks_of_y, C, sms * (3 - warps), M <= 64 ? 8 : 16);
+    return {false,
+            tiles,
+            warps,
+            {static_cast<int>(blocks_of_y), C, blocks},
+            int64_t{kPrefillRowWarps} * warps * kRowTiles * tiles * kLanes * 16};
+}
+
+template <class Element>
+cudaError_t sparse24_decode_sm80(const CudaProblem&, const PanelWeight&, const Sparse24Plan&);
+template <class Element>
+cudaError_t sparse24_prefill_sm80(const CudaProblem&, const PanelWeight&, const Sparse24Plan&);
+
+}  // namespace prunekern
