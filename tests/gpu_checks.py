@@ -1,7 +1,7 @@
 """What every op for GPUs must do on a real one, as plain functions: torch is all that they need.
 
 Each takes (stem, layout, dtype) and raises AssertionError. test_gpu.py runs them under pytest, and
-benchmarks/gpu.py where there is none. Without a GPU those that can run on the CPU, so that
+benchmarks/gpu.py where there is none. Without a GPU most can run on the CPU too, so that
 they are tried before somebody has one.
 """
 
