@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/gpu_emulation/samples/*.cu tests/gpu_emulation/samples/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench lint format clean
+.PHONY: compare test test-all bench gpu lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -22,6 +22,11 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
+
+# On a machine with a GPU: builds for it, checks every op on it, measures. In the Python that is there,
+# as such machines often have no registry.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

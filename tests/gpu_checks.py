@@ -76,7 +76,7 @@ def check_whole_numbers_are_exact(variant: Variant) -> None:
 
 
 def check_packing(variant: Variant) -> None:
-    stem, layout, dtype = variant
+    stem, layout, _ = variant
     for N, K in SHAPES:
         weight, packed = _packed(variant, N, K)
         assert torch.equal(decompress(unpack(packed)), weight), (N, K)
