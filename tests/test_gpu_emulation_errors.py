@@ -85,7 +85,7 @@ def test_a_body_that_is_wrong(body, sentence):
 
 
 def test_a_text_that_breaks_off():
-    with pytest.raises(PtxError, match="^line 1: the text breaks off"):
+    with pytest.raises(PtxError, match=r"^line 1: the text breaks off"):
         Module(".visible .entry k(.param .u64 pointer").launch("k", 1, 1, [None])
 
 

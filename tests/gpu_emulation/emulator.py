@@ -83,7 +83,7 @@ def engine() -> ctypes.CDLL:
     return lib
 
 
-# CUDA C++ Programming Guide, compute capabilities. Of a block's threads, 1024 in all bound the rest.
+# CUDA C++ Programming Guide, compute capabilities. The 1024 threads of a block bound its x and y.
 _MOST = {"grid": {"x": 2**31 - 1, "y": 65535, "z": 65535}, "block": {"z": 64}}
 
 
