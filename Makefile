@@ -4,6 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
+# All of one release: nvcc takes whatever nvvm is newest, whose PTX its ptxas may not read.
+NVCC := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
+	nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/cpu/*)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/gpu_emulation/samples/*.cu tests/gpu_emulation/samples/*.cuh)
@@ -56,7 +59,7 @@ $(VENV)/.test: $(VENV)/.package
 	$(PIP) --no-deps nvidia-cutlass==4.2.0.0
 	ls "$$CUDA_HOME/bin/nvcc" /usr/local/cuda*/bin/nvcc 2>/dev/null | grep -q . \
 		|| command -v nvcc >/dev/null \
-		|| $(PIP) nvidia-cuda-nvcc==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl
+		|| $(PIP) $(NVCC)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.python
