@@ -52,7 +52,8 @@ def _run(command: list[str]) -> None:
 
 
 @functools.cache
-def _version(tool: str) -> str:
+def tool_version(tool: str) -> str:
+    """What it says of itself."""
     return subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
 
 
@@ -91,7 +92,7 @@ def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None)
         text = _preprocessed(source, arch, options)
     else:
         text = source.read_text()
-    key = _key(text, arch, *options, _version(nvcc()))
+    key = _key(text, arch, *options, tool_version(nvcc()))
     command = [nvcc(), "-ptx", "-std=c++17", f"-arch={arch}", *options, str(source), "-o"]
     return _cached(key, ".ptx", lambda p: _run([*command, str(p)])).read_text()
 
@@ -108,7 +109,7 @@ def cuda_to_library(
         extra: C++ files that stand in place of the CUDA runtime.
     """
     text = "".join(_preprocessed(p, arch, options) for p in (source, *extra))
-    name = cache_directory() / _key(text, arch, *options, _version(nvcc()))
+    name = cache_directory() / _key(text, arch, *options, tool_version(nvcc()))
     ptx, library = name.with_suffix(".ptx"), name.with_suffix(".so")
     if not (ptx.exists() and library.exists()):
         virtual = arch.replace("sm", "compute")

@@ -144,3 +144,7 @@ def matmul_descriptors(capability: int) -> Outcome:
     counters = run((3, 1), a, b, c, 130, 48, 72)
     a, b = a.astype(float), b.astype(float)
     return Outcome(counters, share_of_bound(c, a @ b, error_bound(a, b)))
+
+
+# All but matmul, which has sizes and types.
+CASES = (vector_add, softmax, layer_norm, prefix_sum, row_sum, histogram, matmul_descriptors)
