@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
 # All of one release: nvcc takes whatever nvvm is newest, whose PTX its ptxas may not read.
-NVCC := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
+NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
 	nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/cpu/*)
@@ -62,7 +62,7 @@ $(VENV)/.test: $(VENV)/.package
 	$(PIP) --no-deps nvidia-cutlass==4.2.0.0
 	ls "$$CUDA_HOME/bin/nvcc" /usr/local/cuda*/bin/nvcc 2>/dev/null | grep -q . \
 		|| command -v nvcc >/dev/null \
-		|| $(PIP) $(NVCC)
+		|| $(PIP) $(NVCC_WHEELS)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.python
