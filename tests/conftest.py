@@ -52,11 +52,12 @@ def absent(what: str):
 @pytest.fixture(scope="session")
 def nvcc():
     """Path of nvcc."""
+    from gpu_emulation.compiler import NO_NVCC
     from gpu_emulation.compiler import nvcc as find
 
     path = find()
     if path is None:
-        absent("nvcc is not found: set CUDA_HOME or pip install nvidia-cuda-nvcc")
+        absent(NO_NVCC)
     return path
 
 

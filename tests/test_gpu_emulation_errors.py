@@ -217,6 +217,12 @@ def test_a_block_that_the_kernel_was_not_compiled_for():
         launch(directives=".maxntid 64, 1, 1", block=96)
 
 
+def test_a_cluster_of_more_than_one_block():
+    launch(directives=".explicitcluster .reqnctapercluster 1, 1, 1")
+    with pytest.raises(PtxError, match=r"k was compiled for clusters of \(2, 1, 1\); clusters of"):
+        launch(directives=".explicitcluster .reqnctapercluster 2, 1, 1", grid=2)
+
+
 @pytest.mark.parametrize("target, kib", [("sm_80", 163), ("sm_86", 99), ("sm_90a", 227)])
 def test_more_shared_memory_than_a_block_has(target, kib):
     module = Module(text_of("").replace("sm_80", target))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .emulator import cache_directory
 
+NO_NVCC = "nvcc is not found: set CUDA_HOME, or install the wheels that the Makefile names"
+
 
 @functools.cache
 def nvcc() -> str | None:
@@ -82,7 +84,7 @@ def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None)
         RuntimeError: nvcc is absent, or does not compile this (its messages follow).
     """
     if nvcc() is None:
-        raise RuntimeError("nvcc is not found: set CUDA_HOME or pip install nvidia-cuda-nvcc")
+        raise RuntimeError(NO_NVCC)
     options = ["--expt-relaxed-constexpr", "-lineinfo", *(options or [])]
     if isinstance(source, str) and "\n" in source:
         text = source

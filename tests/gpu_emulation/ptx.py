@@ -328,17 +328,23 @@ class _KernelReader:
             self.at += 1
         while self._peek() != "{":
             word = self._next()
-            if word in (".reqntid", ".maxntid"):
-                values = [_number(self._next())]
-                while self._peek() == ",":
-                    self.at += 1
-                    values.append(_number(self._next()))
-                values = tuple(values + [1] * (3 - len(values)))
-                if word == ".reqntid":
-                    self.kernel.required_block = values
-                else:
-                    self.kernel.maximum_block = values
+            if word == ".reqntid":
+                self.kernel.required_block = self._triple()
+            elif word == ".maxntid":
+                self.kernel.maximum_block = self._triple()
+            elif word == ".reqnctapercluster" and (cluster := self._triple()) != (1, 1, 1):
+                raise PtxError(
+                    f"line {self._line()}: {self.kernel.name} was compiled for clusters of "
+                    f"{cluster}; clusters of one block are emulated"
+                )
         self.at += 1
+
+    def _triple(self) -> tuple[int, int, int]:
+        values = [_number(self._next())]
+        while self._peek() == ",":
+            self.at += 1
+            values.append(_number(self._next()))
+        return tuple(values + [1] * (3 - len(values)))
 
     def _parameter(self, offset: int) -> int:
         kind, align, count, pointer = "", 0, 1, False
