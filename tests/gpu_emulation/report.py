@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,18 +25,22 @@ RUNS = 7
 ORACLES = {"sm80": "sm_80", "sm90_dense": "sm_90a", "sm90_sparse": "sm_90a"}
 
 
-class Stopwatch:
-    """Stands in place of a module's ``launch`` and keeps what each took, and its counters."""
+@contextmanager
+def stopwatch(module: Module):
+    """A list to which each launch of the module adds its CPU time and its counters."""
+    launch, taken = module.launch, []
 
-    def __init__(self, module: Module):
-        self.seconds, self.counters = [], None
-        self._launch, module.launch = module.launch, self
+    def timed(*args, **options):
+        start = time.process_time()
+        counters = launch(*args, **options)
+        taken.append((time.process_time() - start, counters))
+        return counters
 
-    def __call__(self, *args, **options):
-        start = time.perf_counter()
-        self.counters = self._launch(*args, **options)
-        self.seconds.append(time.perf_counter() - start)
-        return self.counters
+    module.launch = timed
+    try:
+        yield taken
+    finally:
+        del module.launch  # the class's own again
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -45,7 +50,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def speed() -> str:
-    """Median times of a launch, the first left out, and warp instructions a second."""
+    """Times of launches, and warp instructions a second."""
     sm80, sm90 = Oracle("cutlass_sm80", "sm_80"), Oracle("cutlass_sm90_dense", "sm_90a")
     gemm = Module(samples.ptx("gemm_mma"))
 
@@ -68,17 +73,16 @@ def speed() -> str:
     rows = []
     for name, (module, run) in kernels.items():
         for races in (True, False):
-            watch = Stopwatch(module)
-            for _ in range(1 + RUNS):
-                run(races=races)
-            del module.launch  # the class's own again
-            seconds = statistics.median(watch.seconds[1:])
-            rate = watch.counters.instructions / seconds / 1e6
+            with stopwatch(module) as taken:
+                for _ in range(1 + RUNS):
+                    run(races=races)
+            seconds = statistics.median(seconds for seconds, _ in taken[1:])
+            rate = taken[0][1].instructions / seconds / 1e6
             rows.append([name, "yes" if races else "no", f"{1000 * seconds:.2f}", f"{rate:.1f}"])
     head = ["kernel", "race checks", "ms", "million warp instructions/s"]
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return (
-        f"Medians of {RUNS} launches after a first one, on one core of "
+        f"CPU time of a launch, the median of {RUNS} after a first one, on a core of "
         f"{model[1] if model else 'an unnamed CPU'}:\n\n{markdown(head, rows)}"
     )
 
