@@ -29,7 +29,7 @@ CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 HALVES = (torch.float16, torch.bfloat16)
 NS = (1, 3, 8, 16, 63, 64, 65, 130)
 KS = (1, 2, 4, 5, 8, 31, 32, 64, 72, 100, 200)
-# Rows longer than a turn of a warp (256 columns), than an unrolled loop, than a block's four panels.
+# Rows longer than a turn of a warp (256 columns), than an unrolled loop, than four panels.
 LONG = ((2, 520), (5, 1100), (3, 2064), (67, 576))
 # Every access is a whole one and rows start at sectors.
 ALIGNED = ((64, 256), (128, 512), (65, 1024))

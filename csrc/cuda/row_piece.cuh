@@ -1,25 +1,24 @@
-// A lane's share of a row: as many neighbouring elements as a type of 4 to 16 bytes, Piece, holds.
+// A lane's share of a row: as many neighbouring elements as a type of 8 or 16 bytes, Piece, holds.
+// Piece i of a row of `width` elements begins at element i * (elements of a Piece).
 //
-// kAligned: every piece lies within its row and starts at a multiple of its size, and is one
-// access. Otherwise it is read and written element by element, and none beyond the row.
+// kAligned: rows start at a multiple of a piece and consist of whole ones; each is one access.
+// Otherwise a piece is read and written element by element, and none beyond the row.
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 namespace prunekern {
 
 template <bool kAligned, typename Piece, typename Element>
-__device__ Piece load_piece(const Element* row, int64_t column, int64_t width,
-                            Element padding = 0) {
+__device__ Piece load_piece(const Element* row, int64_t i, int64_t width, Element padding = 0) {
     if constexpr (kAligned) {
-        return *reinterpret_cast<const Piece*>(row + column);
+        return reinterpret_cast<const Piece*>(row)[i];
     } else {
-        constexpr int kCount = sizeof(Piece) / sizeof(Element);
-        Element elements[kCount];
+        constexpr int kElements = sizeof(Piece) / sizeof(Element);
+        Element elements[kElements];
 #pragma unroll
-        for (int i = 0; i < kCount; ++i)
-            elements[i] = column + i < width ? row[column + i] : padding;
+        for (int j = 0; j < kElements; ++j)
+            elements[j] = kElements * i + j < width ? row[kElements * i + j] : padding;
         Piece piece;
         memcpy(&piece, elements, sizeof piece);
         return piece;
@@ -27,20 +26,16 @@ __device__ Piece load_piece(const Element* row, int64_t column, int64_t width,
 }
 
 template <bool kAligned, typename Piece, typename Element>
-__device__ void store_piece(Element* row, int64_t column, int64_t width, Piece piece) {
+__device__ void store_piece(Element* row, int64_t i, int64_t width, Piece piece) {
     if constexpr (kAligned) {
-        // Of 32-bit members nvcc 13 makes four stores where a condition guards them, of these one.
-        using Access = std::conditional_t<sizeof(Piece) == sizeof(ulonglong2), ulonglong2, Piece>;
-        Access access;
-        memcpy(&access, &piece, sizeof access);
-        *reinterpret_cast<Access*>(row + column) = access;
+        reinterpret_cast<Piece*>(row)[i] = piece;
     } else {
-        constexpr int kCount = sizeof(Piece) / sizeof(Element);
-        Element elements[kCount];
+        constexpr int kElements = sizeof(Piece) / sizeof(Element);
+        Element elements[kElements];
         memcpy(elements, &piece, sizeof piece);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i)
-            if (column + i < width) row[column + i] = elements[i];
+        for (int j = 0; j < kElements; ++j)
+            if (kElements * i + j < width) row[kElements * i + j] = elements[j];
     }
 }
 

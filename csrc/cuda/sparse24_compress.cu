@@ -25,13 +25,13 @@ constexpr int kUnroll = 4;             // loads of a lane in flight
 struct alignas(16) Groups {
     uint64_t group[2];
 };
-constexpr int kColumns = 8, kValues = 4;  // of two groups
+constexpr int kColumns = 8;  // of two groups
 
 __device__ uint32_t element(uint64_t group, uint32_t position) {
     return static_cast<uint32_t>(group >> 16 * position) & 0xffff;
 }
 
-// Whose row and which eights of its columns: byte = lane, lane + 32, ... of its metadata.
+// Which row a warp has. Its lanes take pieces by their byte of metadata: lane, lane + 32, ...
 struct Row {
     int64_t n = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
     int64_t G, meta_bytes;
@@ -91,32 +91,29 @@ __global__ void __launch_bounds__(kWarp* kWarps)
     const Row row(K);
     const int64_t n = row.n, G = row.G;
     if (n >= N) return;
-    unsigned long long broken_count = 0;
-    long long first_broken = INT64_MAX;
+    unsigned broken_count = 0;
+    int64_t first_broken = 0;
 
 #pragma unroll kUnroll
     for (int64_t byte = threadIdx.x % kWarp; byte < row.meta_bytes; byte += kWarp) {
-        const int64_t column = kColumns * byte;
-        auto eight = load_piece<kAligned, Groups>(dense + n * K, column, K);
+        auto eight = load_piece<kAligned, Groups>(dense + n * K, byte, K);
         if constexpr (kMasked)
-            eight = clear_dropped(eight, load_piece<kAligned, uint64_t>(mask + n * K, column, K));
+            eight = clear_dropped(eight, load_piece<kAligned, uint64_t>(mask + n * K, byte, K));
         if constexpr (kKeep == Keep::kNonZeros) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                if (!is_broken(eight.group[i])) continue;
-                ++broken_count;
-                first_broken = min(first_broken, static_cast<long long>(n * G + 2 * byte + i));
-            }
+            for (int i = 0; i < 2; ++i)
+                if (is_broken(eight.group[i]) && broken_count++ == 0)
+                    first_broken = n * G + 2 * byte + i;  // the lane's groups ascend
         }
         const uint32_t low = choose<kKeep>(eight.group[0]), high = choose<kKeep>(eight.group[1]);
         // Beyond the last group all are +0, of which positions 0 and 1 stay: kEmptyNibble.
         meta[n * row.meta_bytes + byte] = static_cast<uint8_t>(low | high << 4);
         const uint2 pairs{kept_pair(eight.group[0], low), kept_pair(eight.group[1], high)};
-        store_piece<kAligned>(values + n * 2 * G, kValues * byte, 2 * G, pairs);
+        store_piece<kAligned>(values + n * 2 * G, byte, 2 * G, pairs);
     }
     if (broken_count) {
         atomicAdd(&broken->count, broken_count);
-        atomicMin(&broken->first, first_broken);
+        atomicMin(&broken->first, static_cast<long long>(first_broken));
     }
 }
 
@@ -132,9 +129,9 @@ __global__ void __launch_bounds__(kWarp* kWarps)
 #pragma unroll kUnroll
     for (int64_t byte = threadIdx.x % kWarp; byte < row.meta_bytes; byte += kWarp) {
         const uint32_t nibbles = meta[n * row.meta_bytes + byte];
-        const auto pairs = load_piece<kAligned, uint2>(values + n * 2 * G, kValues * byte, 2 * G);
+        const auto pairs = load_piece<kAligned, uint2>(values + n * 2 * G, byte, 2 * G);
         const Groups eight{{expand(pairs.x, nibbles & 0xf), expand(pairs.y, nibbles >> 4)}};
-        store_piece<kAligned>(dense + n * K, kColumns * byte, K, eight);
+        store_piece<kAligned>(dense + n * K, byte, K, eight);
     }
 }
 

@@ -33,7 +33,6 @@ constexpr int kPanels = 4;  // of a block
 constexpr int kThreads = kWarp * (kPanels + 1);
 constexpr int kFragments = kRowTiles * kSteps;                                 // of a panel
 constexpr int kPanelMeta = kMetaBytes / 16, kPanelValues = kValuesBytes / 16;  // accesses
-constexpr int kRowValues = kColumns / 2, kRowMetaBytes = kColumns / 8;         // of a panel's row
 
 // Sizes of the canonical rows, and the warp's place in the grid.
 struct Place {
@@ -55,20 +54,22 @@ struct Place {
         lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
     }
 
-    // What the lane moves of a fragment: eight canonical values from here on, and this access.
+    // What the lane moves of a fragment: this piece of a canonical row, eight values, and this
+    // access of the panels.
     __device__ int64_t values_row(int fragment) const {
         return first_row + 16 * (fragment / kSteps) + g + 8 * (t % 2);
     }
-    __device__ int64_t values_column(int fragment) const {
-        return kRowValues * column_tile + 16 * (fragment % kSteps) + 8 * (t / 2);
+    __device__ int64_t values_piece(int fragment) const {
+        return 4 * column_tile + 2 * (fragment % kSteps) + t / 2;
     }
     __device__ int64_t values_access(int fragment) const {
         return kPanelValues * panel + kLanes * fragment + lane;
     }
 
-    // What the lane of the fifth warp moves: eight bytes of two rows, and an access of each panel.
+    // What the lane of the fifth warp moves: a piece of eight bytes of two rows of each row tile,
+    // and this access of each panel.
     __device__ int64_t meta_row(int tile) const { return first_row + 16 * tile + g; }
-    __device__ int64_t meta_column() const { return kRowMetaBytes * (column_tile + t); }
+    __device__ int64_t meta_piece() const { return column_tile + t; }
     __device__ int64_t meta_access(int i) const { return kPanelMeta * (panel + i) + lane; }
 };
 
@@ -95,15 +96,15 @@ __device__ Words transpose_in_quad(Words words) {
 template <bool kAligned>
 __device__ uint64_t load_meta(const uint8_t* meta, int64_t row, const Place& p, int64_t N) {
     constexpr uint8_t kEmpty = 0x44;  // sparse24_format::kEmptyNibble twice
-    if (row >= N || p.meta_column() >= p.meta_width) return kEmpty * 0x0101010101010101;
-    return load_piece<kAligned, uint64_t>(meta + row * p.meta_width, p.meta_column(), p.meta_width,
+    if (row >= N || p.meta_piece() >= p.C) return kEmpty * 0x0101010101010101;
+    return load_piece<kAligned, uint64_t>(meta + row * p.meta_width, p.meta_piece(), p.meta_width,
                                           kEmpty);
 }
 
 template <bool kAligned>
 __device__ void store_meta(uint8_t* meta, int64_t row, const Place& p, int64_t N, uint64_t bytes) {
-    if (row >= N || p.meta_column() >= p.meta_width) return;
-    store_piece<kAligned>(meta + row * p.meta_width, p.meta_column(), p.meta_width, bytes);
+    if (row < N && p.meta_piece() < p.C)
+        store_piece<kAligned>(meta + row * p.meta_width, p.meta_piece(), p.meta_width, bytes);
 }
 
 template <bool kAligned>
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
             const int64_t row = p.values_row(fragment);
             if (row < N)
                 eights[fragment] = load_piece<kAligned, Words>(
-                    values + row * p.values_width, p.values_column(fragment), p.values_width);
+                    values + row * p.values_width, p.values_piece(fragment), p.values_width);
         }
 #pragma unroll
         for (int fragment = 0; fragment < kFragments; ++fragment)
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int fragment = 0; fragment < kFragments; ++fragment) {
             const int64_t row = p.values_row(fragment);
             if (row < N)
-                store_piece<kAligned>(values + row * p.values_width, p.values_column(fragment),
+                store_piece<kAligned>(values + row * p.values_width, p.values_piece(fragment),
                                       p.values_width, eights[fragment]);
         }
     }
