@@ -1,21 +1,22 @@
 // Canonical 2:4 tensors to panels (sparse24_fragments.h) and back. Either way a transpose of 4 x 4
 // words within each quad of lanes is all that happens between load and store.
 //
-//   values   one fragment, 16 rows x 16 stored columns. Lane 4 g + t moves on the canonical side 16
-//            bytes of a row, words 0-3; on the panel's side word t of what each lane of the quad
-//            has
+//   values   a fragment, 16 rows x 16 stored columns, is 64 pieces of a canonical row, eight values
+//            or four words each. In lane 4 g + t:
 //
-//              lane's t      0             1             2              3
+//              t             0             1             2              3
 //              canonical     row g, low    g + 8, low    row g, high    g + 8, high half of columns
+//              panel         word t of these four pieces, in this order
 //
-//   meta     one row tile of four panels side by side. Lane 4 g + t moves on the canonical side the
-//   8
-//            bytes of rows g and g + 8 that lie in panel t, as 4 words: 16 bits of either row; on
-//            the panels' side word t of each panel, in one access with those of the other row tiles
+//   meta     of a row tile of four panels side by side. In lane 4 g + t:
 //
-// A block takes 64 rows of four panels: a warp the values of each panel, together 256 bytes of a
-// row, and a fifth warp the metadata of all four, 32 bytes of a row. So accesses cover whole
-// sectors.
+//              canonical     eight bytes of rows g and g + 8 in panel t, as four words: 16 bits of
+//                            row g, 16 bits of row g + 8
+//              panel         word t of each of the four panels, in one access with those of the
+//                            other row tiles
+//
+// A block takes 64 rows of four panels: a warp the values of each, together 256 bytes of a row, and
+// a fifth warp the metadata of all four, 32 bytes of a row. So accesses cover whole sectors.
 //
 // Limit: memory, twice 1.125 bytes a weight.
 #include "launch.h"
