@@ -8,8 +8,8 @@ benchmarks/results/gpu-<name>.{json,md} after every step; what is there is not d
 same sources, so that a run that was cut off goes on. --fresh forgets it.
 
 A cell is one shape and number of tokens. Its contenders, cuBLAS, ours and the two of rivals.py,
-take turns; each turn replays a CUDA graph of products with enough copies of the weight in rotation that
-none is in L2. Times are medians over turns, of one product.
+take turns; each turn replays a CUDA graph of products with enough copies of the weight in rotation
+that none is in L2. Times are medians over turns, of one product.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 // Built against torch's stable ABI, so that one build serves many versions of torch.
 //
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
-//   <format>_pack_<variant>     canonical tensors -> packed tensors
+//   <format>_pack_<variant>     canonical tensors -> packed tensors; _unpack_ is its inverse
+//   <format>_decompress         canonical tensors -> the dense weight
 //
 // prunekern/layouts.py draws both. Ops check what costs next to nothing: dtypes, devices, sizes.
 // What canonical tensors hold (positions, columns, bits) is prunekern.formats.validate's to check.
@@ -28,6 +29,9 @@
           "Tensor crow_indices, Tensor? bias, int out_features, int in_features) -> Tensor")
 #define PACK24(variant)                                                               \
     m.def("sparse24_pack_" #variant "(Tensor values, Tensor meta, int out_features, " \
+          "int in_features) -> (Tensor, Tensor)")
+#define UNPACK24(variant)                                                               \
+    m.def("sparse24_unpack_" #variant "(Tensor values, Tensor meta, int out_features, " \
           "int in_features) -> (Tensor, Tensor)")
 #define PACK_BITMASK(variant)                                                           \
     m.def("bitmask_pack_" #variant "(Tensor values, Tensor bitmask, int out_features, " \
@@ -55,6 +59,15 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
 #endif
 #if PRUNEKERN_CUDA
     LINEAR24(sm80);
+    PACK24(sm80);
+    UNPACK24(sm80);
+    m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
+          "-> Tensor");
+#endif
+#if PRUNEKERN_SM90A
+    LINEAR24(sm90a);
+    PACK24(sm90a);
+    UNPACK24(sm90a);
 #endif
 }
 

@@ -210,7 +210,7 @@ def pack(c: Canonical, layout: str) -> Packed:
     """
     check_layout(c.stem, layout, c.dtype)
     packer = getattr(torch.ops.prunekern, f"{c.stem}_pack_{layout}", None)
-    if packer is None or c.device.type != "cpu":
+    if packer is None or c.device.type != device_of(layout):
         return pack_reference(c, layout)
     first, second = (c.values, c.meta) if isinstance(c, Sparse24) else (c.values, c.bitmask)
     return Packed(c.stem, layout, c.shape, tuple(packer(first, second, *c.shape)))
@@ -266,7 +266,11 @@ def _unpack_sparse24(packed: Packed) -> Sparse24:
     if packed.layout in ("reference", "scalar"):
         return Sparse24(values=values, meta=meta, shape=packed.shape)
     if packed.layout in PANEL_LAYOUTS:
-        return _unpack_panels(packed)
+        unpacker = getattr(torch.ops.prunekern, f"sparse24_unpack_{packed.layout}", None)
+        if unpacker is None or values.device.type != "cuda":
+            return _unpack_panels(packed)
+        values, meta = unpacker(values, meta, *packed.shape)
+        return Sparse24(values=values, meta=meta, shape=packed.shape)
     if packed.layout in RIVALS["sparse24"]:
         return compress_sparse24(rivals.unpack(values, meta, packed.layout, packed.shape))
     N, K = packed.shape
