@@ -83,7 +83,8 @@ def test_a_token_reads_nothing_of_its_neighbours(variant):
             x = torch.randn(M, K).to(variant[2])
             x[1::2] = float("nan")
             y = ops.linear(x, packed)[::2]
-            assert_close_to_float64(y, x[::2], weight, None, (K, M))
+            # a copy: torch's own product reads beyond a row's end on CPUs with AMX
+            assert_close_to_float64(y, x[::2].clone(), weight, None, (K, M))
 
 
 @every_variant
