@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekern import ops
-from prunekern.formats import DTYPES, FORMATS, compress, decompress, nibbles_of
+from prunekern.formats import DTYPES, FORMATS, compress, decompress, nibbles_of, validate
 from prunekern.layouts import (
     LAYOUTS,
     PANEL_LAYOUTS,
@@ -53,6 +53,7 @@ def test_packers_agree_and_unpack_inverts(case, n, k, density, seed):
         assert ours.shape == wanted.shape and ours.dtype == wanted.dtype
         assert torch.equal(bits(ours), bits(wanted))
     again = unpack(packed)
+    validate(again)
     for name, tensor in c.tensors().items():
         assert torch.equal(bits(again.tensors()[name]), bits(tensor)), name
 

@@ -83,7 +83,7 @@ def test_a_token_reads_nothing_of_its_neighbours(variant):
             x = torch.randn(M, K).to(variant[2])
             x[1::2] = float("nan")
             y = ops.linear(x, packed)[::2]
-            # A copy: torch's own bf16 product on a CPU with AMX reads what lies beside a view.
+            # a copy: torch's own product reads beyond a row's end on CPUs with AMX
             assert_close_to_float64(y, x[::2].clone(), weight, None, (K, M))
 
 
