@@ -1,0 +1,187 @@
+"""The CUDA 2:4 products run by their own launch code in the emulator: what tests and counts share.
+
+A variant of the kernel is one more entry of `VARIANTS` and three functions of
+cuda/sparse24_linear.cpp: `linear_<variant>`, `workspace_bytes_<variant>` and `plan_<variant>`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gpu_emulation import Counters
+from gpu_emulation.host import HostCode
+from torch import Tensor
+
+from prunekern.formats import Sparse24, compress, nibbles_of
+from prunekern.testing import random_weight, whole_numbers
+
+TESTS = Path(__file__).resolve().parent
+SOURCES = TESTS.parent / "csrc" / "cuda"
+COUNTER_BYTES = 4 * 4096  # at the start of the workspace, before the slots (combine.cuh)
+_SIZES = 4 * [ctypes.c_int64]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of the product.
+
+    Attributes:
+        arch: That its PTX is compiled for.
+        sources: Its files in csrc/cuda.
+        runs_on: What that PTX is assembled for.
+    """
+
+    arch: str
+    sources: tuple[str, ...]
+    runs_on: tuple[str, ...]
+
+
+VARIANTS = {
+    "sm80": Variant(
+        "sm_80",
+        ("sparse24_decode_sm80.cu", "sparse24_prefill_sm80.cu", "sparse24_sm80.cu"),
+        ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs for which sizes; `tiles` of y (row groups in decode) share out `column_tiles`."""
+
+    decode: bool
+    block_tokens: int
+    tiles: int
+    column_tiles: int
+    blocks: int
+    slot_bytes: int
+
+    @property
+    def kind(self) -> str:
+        """How tiles are shared out among blocks."""
+        if self.blocks == self.tiles:
+            return "one block a tile"
+        return "whole splits" if self.blocks % self.tiles == 0 else "stripes"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product: x [M, K], a dense weight [N, K] with 2:4 zeros, the same packed, and a bias."""
+
+    x: Tensor
+    weight: Tensor
+    values: Tensor
+    meta: Tensor
+    bias: Tensor | None
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the packed weight."""
+        return self.values.nbytes + self.meta.nbytes
+
+
+def pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
+    """(values, meta) in the order of csrc/cuda/sparse24_fragments.h."""
+    N, K = c.shape
+    groups = -(-K // 4)
+    R, C = -(-N // 64), -(-K // 64)
+    padding = (0, 16 * C - groups, 0, 64 * R - N)
+    values = torch.nn.functional.pad(c.values, (0, 2 * padding[1], 0, padding[3]))
+    nibbles = torch.nn.functional.pad(nibbles_of(c.meta, groups), padding, value=0b0100)
+    # row group, row tile, half, row; column tile, step, column half, lane of the quad, pair
+    values = values.view(R, 4, 2, 8, C, 2, 2, 4, 2).permute(0, 4, 1, 5, 3, 7, 6, 2, 8)
+    # row group, row tile, half, row; column tile, step, half of the step, group
+    nibbles = nibbles.long().view(R, 4, 2, 8, C, 2, 2, 4).permute(0, 4, 3, 5, 6, 1, 2, 7)
+    words = (nibbles.reshape(R, C, 32, 4, 8) << torch.arange(0, 32, 4)).sum(-1)
+    return values.reshape(R, C, 4, 2, 32, 8).contiguous(), words.to(torch.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _weight(N: int, K: int, dtype: torch.dtype, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(dense, values, meta): packing takes longer than most products."""
+    weight = random_weight("2:4", N, K, dtype, seed=N + K)
+    if exact:
+        weight = whole_numbers(weight)
+    return weight, *pack_panels(compress(weight, "2:4"))
+
+
+def make_case(M: int, N: int, K: int, dtype, *, bias=True, exact=False, seed=0) -> Case:
+    """Random inputs; `exact`: small whole numbers, whose sums do not depend on their order."""
+    generator = torch.Generator().manual_seed(1000 + M + seed)
+    x = torch.randn(M, K, generator=generator).to(dtype)
+    b = torch.randn(N, generator=generator).to(dtype) if bias else None
+    if exact:
+        x, b = whole_numbers(x), whole_numbers(b) if bias else None
+    return Case(x, *_weight(N, K, dtype, exact), b)
+
+
+class Linear(HostCode):
+    """A variant's host code."""
+
+    def __init__(self, name: str):
+        """Compiles it."""
+        self.variant = VARIANTS[name]
+        sources = [SOURCES / file for file in self.variant.sources]
+        shim = TESTS / "cuda" / "sparse24_linear.cpp"
+        super().__init__(sources, self.variant.arch, [str(shim)])
+        self._linear = f"linear_{name}"
+        self._workspace_bytes = self.library[f"workspace_bytes_{name}"]
+        self._workspace_bytes.argtypes, self._workspace_bytes.restype = _SIZES, ctypes.c_int64
+        self._plan = self.library[f"plan_{name}"]
+        self._plan.argtypes = [*_SIZES, ctypes.c_void_p]
+
+    @property
+    def kernels(self) -> list[str]:
+        """Of all files."""
+        return [name for module in self.modules for name in module.kernels]
+
+    def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
+        """What runs for these sizes on so many multiprocessors."""
+        fields = (ctypes.c_int64 * 6)()
+        self._plan(M, N, K, sms, fields)
+        return Plan(bool(fields[0]), *fields[1:])
+
+    def workspace_bytes(self, M: int, N: int, K: int, sms: int) -> int:
+        """As the launcher asks for."""
+        return self._workspace_bytes(M, N, K, sms)
+
+    def workspace(self, M: int, N: int, K: int, sms: int) -> Tensor:
+        """Counters at zero, slots that are NaN until a block writes them."""
+        workspace = torch.full((self.workspace_bytes(M, N, K, sms),), 0xFF, dtype=torch.uint8)
+        workspace[:COUNTER_BYTES] = 0
+        return workspace
+
+    def product(
+        self, case: Case, sms: int, workspace: Tensor | None = None, **options
+    ) -> tuple[Tensor, Counters]:
+        """(y, counters); options are those of ``Module.launch``.
+
+        Raises:
+            AssertionError: A counter of the workspace is not zero afterwards.
+        """
+        (M, K), N = case.x.shape, len(case.weight)
+        if workspace is None:
+            workspace = self.workspace(M, N, K, sms)
+        y = torch.full((M, N), torch.nan, dtype=case.x.dtype)
+        memory = {
+            "x": case.x,
+            "values": case.values,
+            "meta": case.meta,
+            "bias": case.bias,
+            "y": y,
+            "workspace": workspace,
+        }
+        sizes = [*map(ctypes.c_int64, (M, N, K, sms)), int(case.x.dtype == torch.float16)]
+        counters = self.run(self._linear, sizes, memory, uninitialised=("y",), **options)
+        assert not workspace[:COUNTER_BYTES].any()
+        return y, counters
+
+
+@functools.cache
+def linear(name: str) -> Linear:
+    """A variant by name, compiled once a process."""
+    return Linear(name)

@@ -1,0 +1,107 @@
+"""The CUDA 2:4 products against float64, run by their own launch code in the emulator."""
+
+import pytest
+import torch
+from conftest import bits
+from cuda_linear import VARIANTS, linear, make_case
+
+from prunekern.testing import assert_close_to_float64
+
+pytestmark = pytest.mark.gpu_emulation
+DTYPES = (torch.float16, torch.bfloat16)
+# On and off the tiles of 8, 16 and 64 rows, of 8 to 128 tokens and of 64 columns.
+TOKENS = (*range(1, 18), 31, 63, 64, 65, 127, 129, 300)
+FEATURES = (1, 8, 63, 64, 65, 130, 300)
+COLUMNS = (8, 64, 72, 136, 1032)
+SHORT_TOKENS, SHORT_FEATURES = (1, 7, 8, 9, 16, 17, 63, 65, 129), (1, 65, 130)
+# (M, N, K, sms) of each kernel: how the tiles of y are shared out among blocks.
+SPLITS = {
+    "one block a tile": [
+        (8, 130, 72, 1), (16, 130, 72, 1), (31, 300, 1032, 1), (63, 130, 136, 3), (129, 130, 136, 5)
+    ],
+    "whole splits": [
+        (8, 130, 1032, 3), (16, 130, 1032, 3), (31, 300, 1032, 2), (63, 300, 1032, 4),
+        (129, 130, 2056, 4),
+    ],
+    "stripes": [
+        (8, 130, 1032, 1), (16, 300, 1032, 1), (5, 300, 1032, 4), (31, 520, 1032, 1),
+        (63, 300, 1032, 3), (129, 130, 2056, 3),
+    ],
+}  # fmt: skip
+SHARED = [case for kind in ("whole splits", "stripes") for case in SPLITS[kind]]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def kernel(request, nvcc):
+    return linear(request.param)
+
+
+def check(kernel, sizes, sms, dtype, workspace=None, **options):
+    """Both kinds of numbers: random ones within the tolerance, whole ones to the bit."""
+    case = make_case(*sizes, dtype, bias=sum(sizes) % 2 == 0)
+    y, _ = kernel.product(case, sms, workspace, **options)
+    assert_close_to_float64(y, case.x, case.weight, case.bias, (*sizes, sms))
+    case = make_case(*sizes, dtype, bias=sum(sizes) % 2 == 1, exact=True)
+    y, _ = kernel.product(case, sms, workspace, **options)
+    bias = None if case.bias is None else case.bias.double()
+    exact = torch.nn.functional.linear(case.x.double(), case.weight.double(), bias)
+    assert torch.equal(y, exact.to(dtype)), (*sizes, sms)
+
+
+def _sizes():
+    for M in TOKENS:
+        for N in FEATURES:
+            short = M in SHORT_TOKENS and N in SHORT_FEATURES
+            yield pytest.param(M, N, marks=() if short else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("M, N", _sizes())
+def test_product(kernel, M, N, dtype):
+    for i, K in enumerate(COLUMNS):
+        check(kernel, (M, N, K), sms=1 + (M + i) % 3, dtype=dtype, seed=M % 2)
+
+
+@pytest.mark.parametrize("kind, sizes", [(k, s) for k, cases in SPLITS.items() for s in cases])
+def test_every_kind_of_split(kernel, kind, sizes):
+    *sizes, sms = sizes
+    assert kernel.plan(*sizes, sms).kind == kind
+    for dtype in DTYPES:
+        check(kernel, sizes, sms, dtype)
+
+
+@pytest.mark.parametrize("sizes", SHARED, ids=str)
+def test_result_does_not_depend_on_the_order_of_blocks(kernel, sizes):
+    *sizes, sms = sizes
+    case = make_case(*sizes, torch.float16)
+    expected, _ = kernel.product(case, sms)
+    for seed in (1, 2, 3):
+        y, _ = kernel.product(case, sms, seed=seed)
+        assert torch.equal(bits(y), bits(expected))
+
+
+def test_one_workspace_serves_launches_of_any_size(kernel):
+    """What a launch leaves in the slots is of no concern to the next."""
+    needed = {sizes: kernel.workspace_bytes(*sizes) for cases in SPLITS.values() for sizes in cases}
+    workspace = kernel.workspace(*max(needed, key=needed.get))
+    for i, (*sizes, sms) in enumerate(sorted(needed)):
+        check(kernel, sizes, sms, DTYPES[i % 2], workspace, seed=i)
+
+
+@pytest.mark.parametrize("sizes", SPLITS["one block a tile"], ids=str)
+def test_unshared_tiles_leave_the_workspace_alone(kernel, sizes):
+    *sizes, sms = sizes
+    _, counters = kernel.product(make_case(*sizes, torch.float16), sms)
+    assert not counters.atomics
+    assert not counters.reads["workspace"].asked and not counters.writes["workspace"].asked
+
+
+@pytest.mark.parametrize("M", [8, 16, 31, 63, 129])
+def test_a_token_that_is_not_finite_stays_alone(kernel, M):
+    case = make_case(M, 130, 136, torch.float16)
+    expected, _ = kernel.product(case, sms=1)
+    case.x[M // 2] = torch.inf
+    y, _ = kernel.product(case, sms=1)
+    others = torch.arange(M) != M // 2
+    assert torch.equal(bits(y[others]), bits(expected[others]))
+    assert not y[M // 2].isfinite().any()
