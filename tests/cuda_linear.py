@@ -185,3 +185,12 @@ class Linear(HostCode):
 def linear(name: str) -> Linear:
     """A variant by name, compiled once a process."""
     return Linear(name)
+
+
+def register_wavefronts(counters: Counters) -> float:
+    """Of the data path to registers: those of shared memory, and of W by way of L1.
+
+    Both move 128 bytes a clock and multiprocessor, one after the other.
+    """
+    weight_bytes = counters.reads["values"].asked + counters.reads["meta"].asked
+    return sum(counters.wavefronts.values()) + weight_bytes / 128
