@@ -4,12 +4,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
+# All of one release: nvcc takes whatever nvvm is newest, whose PTX its ptxas may not read.
+NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
+	nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/cpu/*)
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/gpu_emulation/samples/*.cu tests/gpu_emulation/samples/*.cuh)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench lint format clean
+.PHONY: compare test test-all bench emulation-report lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -22,6 +25,9 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
+
+emulation-report: $(VENV)/.test
+	cd tests && $(abspath $(BIN))/python -m gpu_emulation.report
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -56,7 +62,7 @@ $(VENV)/.test: $(VENV)/.package
 	$(PIP) --no-deps nvidia-cutlass==4.2.0.0
 	ls "$$CUDA_HOME/bin/nvcc" /usr/local/cuda*/bin/nvcc 2>/dev/null | grep -q . \
 		|| command -v nvcc >/dev/null \
-		|| $(PIP) nvidia-cuda-nvcc==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl
+		|| $(PIP) $(NVCC_WHEELS)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.python

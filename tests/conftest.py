@@ -44,15 +44,20 @@ def bits(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous().view(torch.uint8) if t.numel() else t
 
 
+def absent(what: str):
+    """Skips the test for want of a tool; in CI, which has them all, fails it."""
+    (pytest.fail if os.environ.get("PRUNEKERN_CI") else pytest.skip)(what)
+
+
 @pytest.fixture(scope="session")
 def nvcc():
-    """Path of nvcc; without it the test is skipped, in CI it fails."""
+    """Path of nvcc."""
+    from gpu_emulation.compiler import NO_NVCC
     from gpu_emulation.compiler import nvcc as find
 
     path = find()
     if path is None:
-        reason = "nvcc is not found: set CUDA_HOME or pip install nvidia-cuda-nvcc"
-        (pytest.fail if os.environ.get("PRUNEKERN_CI") else pytest.skip)(reason)
+        absent(NO_NVCC)
     return path
 
 

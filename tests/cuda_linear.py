@@ -1,7 +1,6 @@
 """The CUDA 2:4 products run by their own launch code in the emulator: what tests and counts share.
 
-A variant of the kernel is one more entry of `VARIANTS` and three functions of
-cuda/sparse24_linear.cpp: `linear_<variant>`, `workspace_bytes_<variant>` and `plan_<variant>`.
+A variant of the kernel is one more entry of `VARIANTS` and a line of cuda/sparse24_linear.cpp.
 """
 
 from __future__ import annotations
@@ -33,18 +32,23 @@ class Variant:
         arch: That its PTX is compiled for.
         sources: Its files in csrc/cuda.
         runs_on: What that PTX is assembled for.
+        options: Further ones of nvcc.
     """
 
     arch: str
     sources: tuple[str, ...]
     runs_on: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
 
+_SM80 = ("sparse24_decode_sm80.cu", "sparse24_prefill_sm80.cu", "sparse24_sm80.cu")
 VARIANTS = {
-    "sm80": Variant(
-        "sm_80",
-        ("sparse24_decode_sm80.cu", "sparse24_prefill_sm80.cu", "sparse24_sm80.cu"),
-        ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120"),
+    "sm80": Variant("sm_80", _SM80, ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")),
+    "sm90a": Variant(
+        "sm_90a",
+        (*_SM80, "sparse24_prefill_sm90a.cu"),
+        ("sm_90a",),
+        ("-DPRUNEKERN_TEST_SM90A",),
     ),
 }
 
@@ -127,12 +131,11 @@ class Linear(HostCode):
         self.variant = VARIANTS[name]
         sources = [SOURCES / file for file in self.variant.sources]
         shim = TESTS / "cuda" / "sparse24_linear.cpp"
-        super().__init__(sources, self.variant.arch, [str(shim)])
+        super().__init__(sources, self.variant.arch, [*self.variant.options, str(shim)])
         self._linear = f"linear_{name}"
-        self._workspace_bytes = self.library[f"workspace_bytes_{name}"]
-        self._workspace_bytes.argtypes, self._workspace_bytes.restype = _SIZES, ctypes.c_int64
-        self._plan = self.library[f"plan_{name}"]
-        self._plan.argtypes = [*_SIZES, ctypes.c_void_p]
+        library = self.library
+        library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
+        library.plan.argtypes = [*_SIZES, ctypes.c_void_p]
 
     @property
     def kernels(self) -> list[str]:
@@ -142,12 +145,12 @@ class Linear(HostCode):
     def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
         """What runs for these sizes on so many multiprocessors."""
         fields = (ctypes.c_int64 * 6)()
-        self._plan(M, N, K, sms, fields)
+        self.library.plan(M, N, K, sms, fields)
         return Plan(bool(fields[0]), *fields[1:])
 
     def workspace_bytes(self, M: int, N: int, K: int, sms: int) -> int:
         """As the launcher asks for."""
-        return self._workspace_bytes(M, N, K, sms)
+        return self.library.workspace_bytes(M, N, K, sms)
 
     def workspace(self, M: int, N: int, K: int, sms: int) -> Tensor:
         """Counters at zero, slots that are NaN until a block writes them."""

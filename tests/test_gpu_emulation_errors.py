@@ -85,7 +85,7 @@ def test_a_body_that_is_wrong(body, sentence):
 
 
 def test_a_text_that_breaks_off():
-    with pytest.raises(PtxError, match="^line 1: the text breaks off"):
+    with pytest.raises(PtxError, match=r"^line 1: the text breaks off"):
         Module(".visible .entry k(.param .u64 pointer").launch("k", 1, 1, [None])
 
 
@@ -215,6 +215,12 @@ def test_a_block_that_the_kernel_was_not_compiled_for():
         launch(directives=".reqntid 64", block=32)
     with pytest.raises(ValueError, match="k was compiled for at most 64 threads"):
         launch(directives=".maxntid 64, 1, 1", block=96)
+
+
+def test_a_cluster_of_more_than_one_block():
+    launch(directives=".explicitcluster .reqnctapercluster 1, 1, 1")
+    with pytest.raises(PtxError, match=r"k was compiled for clusters of \(2, 1, 1\); clusters of"):
+        launch(directives=".explicitcluster .reqnctapercluster 2, 1, 1", grid=2)
 
 
 @pytest.mark.parametrize("target, kib", [("sm_80", 163), ("sm_86", 99), ("sm_90a", 227)])

@@ -4,14 +4,12 @@ import math
 import re
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
-
-ml_dtypes = pytest.importorskip("ml_dtypes")
-
-from gpu_emulation import EmulationError, Module  # noqa: E402
-from gpu_emulation.exact import F16, F32, FORMATS, TF32, rounded, rounded_root  # noqa: E402
-from gpu_emulation.instructions import run, text  # noqa: E402
+from gpu_emulation import EmulationError, Module
+from gpu_emulation.exact import F16, F32, FORMATS, TF32, rounded, rounded_root
+from gpu_emulation.instructions import run, text
 
 pytestmark = [
     pytest.mark.gpu_emulation,

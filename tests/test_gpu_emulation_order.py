@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gpu_emulation import EmulationError
+from gpu_emulation import EmulationError, samples
 
 pytestmark = pytest.mark.gpu_emulation
 
@@ -94,3 +94,59 @@ PHASES = """
 def test_an_arrival_at_a_full_barrier_begins_its_next_phase(run):
     """Two warps arrive and wait, one arrives twice: two phases of 64, whatever the order."""
     assert run(PHASES, 96)[32:96].all()
+
+
+@pytest.fixture
+def overwrite(emulate):
+    """``overwrite(fence)``: shared memory written by threads, then by a bulk copy into it."""
+
+    def launch(fence):
+        source = f"""
+#include "ptx.cuh"
+extern "C" __global__ void k(const int* x, int* out) {{
+    __shared__ __align__(128) int s[32];
+    __shared__ __align__(8) uint64_t full;
+    s[threadIdx.x] = 7;
+    if (threadIdx.x == 0) mbarrier_init(shared_address(&full), 1);
+    {fence}
+    __syncthreads();
+    if (threadIdx.x == 0) {{
+        mbarrier_expect(shared_address(&full), 128);
+        bulk_load(shared_address(s), x, 128, shared_address(&full));
+    }}
+    mbarrier_wait(shared_address(&full), 0);
+    out[threadIdx.x] = s[threadIdx.x];
+}}
+"""
+        x, out = np.arange(32, dtype=np.int32), np.zeros(32, np.int32)
+        emulate(source, "sm_90a", [f"-I{samples.HERE}"]).launch("k", 1, 32, [x, out])
+        return out
+
+    return launch
+
+
+def test_a_bulk_copy_over_what_threads_wrote_needs_a_proxy_fence(overwrite):
+    with pytest.raises(
+        EmulationError, match=r"^shared byte 0x0 .* overwritten asynchronously with no fence\.proxy"
+    ):
+        overwrite("")
+
+
+def test_a_bulk_copy_after_a_proxy_fence(overwrite):
+    np.testing.assert_array_equal(overwrite("fence_proxy_async();"), np.arange(32))
+
+
+def test_dynamic_shared_memory_follows_what_the_kernel_declares(emulate):
+    module = emulate("""
+extern "C" __global__ void k(int* out) {
+    extern __shared__ int dynamic[];
+    __shared__ int fixed[32];
+    fixed[threadIdx.x] = 1;
+    dynamic[threadIdx.x] = 2;
+    __syncthreads();
+    out[threadIdx.x] = fixed[31 - threadIdx.x] + dynamic[31 - threadIdx.x];
+}
+""")
+    out = np.zeros(32, np.int32)
+    module.launch("k", 1, 32, [out], 128)
+    assert (out == 3).all()

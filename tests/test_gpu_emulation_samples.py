@@ -147,6 +147,15 @@ def test_mbarrier_pipeline_reads_each_byte_once(run):
     assert counters.barriers == 4  # the one __syncthreads
 
 
+def test_tensor_tile_moves_only_what_is_inside(run):
+    rows, columns = 136, 72
+    counters = run("tensor_tile", rows=rows, columns=columns).counters
+    for traffic in (counters.reads["in"], counters.writes["out"]):
+        assert traffic.distinct == traffic.asked == 2 * rows * columns
+    assert counters.reads["in"].requests == 2 * rows  # a row of each tile of 64 columns
+    assert not any(counters.conflicts.values())
+
+
 def test_wgmma_dense_counts_macs(run):
     counters = run("wgmma_dense", m=70, n=37, k=200).counters
     blocks, depths = 2 * 2, 4

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import absent
 from gpu_emulation import samples
 from gpu_emulation.static import (
     Instruction,
@@ -27,8 +28,8 @@ def ptx(nvcc):
     for name in ("ptxas", "cuobjdump"):
         try:
             tool(name)
-        except RuntimeError as absent:
-            pytest.skip(str(absent))
+        except RuntimeError as reason:
+            absent(str(reason))
     return samples.ptx
 
 
@@ -158,7 +159,7 @@ CHIPS = {
 def test_occupancy_agrees_with_nvidias_header(nvcc, tmp_path):
     include, compiler = Path(nvcc).parents[1] / "include", shutil.which("c++")
     if compiler is None or not (include / "cuda_occupancy.h").exists():
-        pytest.skip("needs a C++ compiler and cuda_occupancy.h")
+        absent("needs a C++ compiler and cuda_occupancy.h")
     program = tmp_path / "oracle"
     (tmp_path / "oracle.cpp").write_text(ORACLE)
     command = [compiler, "-I", str(include), str(tmp_path / "oracle.cpp"), "-o", str(program)]

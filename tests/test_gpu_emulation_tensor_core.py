@@ -1,12 +1,10 @@
 """mma.sync and mma.sp of the emulator against the fragment tables of the PTX ISA."""
 
+import ml_dtypes
 import numpy as np
 import pytest
-
-ml_dtypes = pytest.importorskip("ml_dtypes")
-
-from gpu_emulation import EmulationError  # noqa: E402
-from gpu_emulation.instructions import run  # noqa: E402
+from gpu_emulation import EmulationError
+from gpu_emulation.instructions import run
 
 pytestmark = pytest.mark.gpu_emulation
 

@@ -21,26 +21,37 @@ __device__ __forceinline__ void add(float4& a, const float4& b) {
     a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w;
 }
 
-// True where the block has the whole tile in `sums` afterwards and is to write it out. All threads
-// of the block call it together; it leaves them synchronised.
-template <int kCount, int kThreads>
+// The threads that hold a block's part: all of it, or some warps.
+template <int kCount>
+struct WholeBlock {
+    static constexpr int kThreads = kCount;
+    __device__ static int thread() { return threadIdx.x; }
+    __device__ static void sync() { __syncthreads(); }
+    __device__ static bool any(bool predicate) { return __syncthreads_or(predicate); }
+};
+
+// True where the block has the whole tile in `sums` afterwards and is to write it out. All of the
+// threads call it together; it leaves them synchronised.
+template <class Threads, int kCount>
 __device__ __forceinline__ bool combine(float4 (&sums)[kCount], const Stripes& stripes, int tile,
                                         void* workspace) {
+    constexpr int kThreads = Threads::kThreads;
+    const int thread = Threads::thread();
     const int first = stripes.first_block(tile), last = stripes.last_block(tile);
     if (first == last) return true;
     int* counter = static_cast<int*>(workspace) + first;
     auto* slots = reinterpret_cast<float4*>(static_cast<int*>(workspace) + kCounters);
     auto slot = [&](int block) {
-        return slots + int64_t{stripes.slot(block, tile)} * kCount * kThreads + threadIdx.x;
+        return slots + int64_t{stripes.slot(block, tile)} * kCount * kThreads + thread;
     };
     float4* mine = slot(blockIdx.x);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) mine[i * kThreads] = sums[i];
     __threadfence();
-    __syncthreads();
-    if (!__syncthreads_or(threadIdx.x == 0 && atomicAdd(counter, 1) == last - first)) return false;
+    Threads::sync();
+    if (!Threads::any(thread == 0 && atomicAdd(counter, 1) == last - first)) return false;
     __threadfence();
-    if (threadIdx.x == 0) *counter = 0;
+    if (thread == 0) *counter = 0;
 #pragma unroll
     for (float4& sum : sums) sum = make_float4(0, 0, 0, 0);
 #pragma unroll 1

@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
                       (length - warp.warp + kWarps - 1) / kWarps);
         float4 sums[kTiles / kWarps];
         add_warps(reinterpret_cast<float (&)[kTiles][4]>(warp.acc), sums, smem_sums);
-        if (combine<kTiles / kWarps, kThreads>(sums, p.stripes, row_group, p.workspace)) {
+        if (combine<WholeBlock<kThreads>>(sums, p.stripes, row_group, p.workspace)) {
 #pragma unroll
             for (int i = 0; i < kTiles / kWarps; ++i) {
                 const int tile = i * kWarps + threadIdx.x / kLanes;

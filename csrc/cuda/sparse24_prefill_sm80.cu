@@ -20,7 +20,7 @@
 // warps of a scheduler last 512 clocks, longer than L2 takes. At 64 tokens and fewer W's bytes
 // bind: half the accumulators leave registers for three steps of W in flight.
 #include "combine.cuh"
-#include "elements.cuh"
+#include "output.cuh"
 #include "ptx.cuh"
 #include "sparse24_fragments.h"
 #include "sparse24_sm80.h"
@@ -172,34 +172,17 @@ struct Warp {
         __syncthreads();  // the ring is free
     }
 
-    // An 8 x 8 part of y^T turned round lies as y does: a lane has two features of one token.
     __device__ void write(const Prefill& p, int row_group, int first_token) const {
-        const int token = first_token + token_warp * kTokenTiles * kTileTokens + lane / 4;
+        const Output<Element> out{p.y, p.bias, p.M, p.N};
+        const int token = first_token + token_warp * kTokenTiles * kTileTokens;
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r)
+        for (int r = 0; r < kRowTiles; ++r) {
+            const int row = row_group * kRows + r * 16;
+            const auto bias = out.bias_of(row, lane);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int tile_row = row_group * kRows + r * 16 + half * 8;
-                const int own = tile_row + lane / 4, row = tile_row + lane % 4 * 2;
-                float bias = 0;
-                if (p.bias && own < p.N) bias = to_float(static_cast<const Element*>(p.bias)[own]);
-#pragma unroll
-                for (int n = 0; n < kTokenTiles; ++n) {
-                    const float* sums = acc[r * kTokenTiles + n] + 2 * half;
-                    const uint32_t pair =
-                        ptx::transpose_matrix(pack<Element>(sums[0] + bias, sums[1] + bias));
-                    const int t = token + n * kTileTokens;
-                    if (t >= p.M) continue;
-                    auto* to = static_cast<Element*>(p.y) + int64_t{t} * p.N + row;
-                    if (row + 1 < p.N && p.N % 2 == 0) {
-                        *reinterpret_cast<uint32_t*>(to) = pair;
-                    } else {
-                        const auto* two = reinterpret_cast<const Element*>(&pair);
-                        if (row < p.N) to[0] = two[0];
-                        if (row + 1 < p.N) to[1] = two[1];
-                    }
-                }
-            }
+            for (int n = 0; n < kTokenTiles; ++n)
+                out.write(acc[r * kTokenTiles + n], bias, row, token + n * kTileTokens, lane);
+        }
     }
 };
 
@@ -220,7 +203,7 @@ __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps 
         warp.turns(length, row_group * kRows < p.N);
         constexpr int kCount = kRowTiles * kTokenTiles;
         auto& sums = reinterpret_cast<float4(&)[kCount]>(warp.acc);
-        if (combine<kCount, W::kThreads>(sums, p.stripes, tile, p.workspace))
+        if (combine<WholeBlock<W::kThreads>>(sums, p.stripes, tile, p.workspace))
             warp.write(p, row_group, first_token);
         at += length;
     }

@@ -6,20 +6,33 @@
 using namespace prunekern;
 
 extern "C" {
-int64_t workspace_bytes_sm80(int64_t M, int64_t N, int64_t K, int64_t sms) {
-    return sparse24_sm80_workspace_bytes(M, N, K, sms);
-}
-int linear_sm80(int64_t M, int64_t N, int64_t K, int64_t sms, int is_half, const void* x,
-                const void* values, const void* meta, const void* bias, void* y, void* workspace) {
+int linear(decltype(sparse24_linear_sm80)* function, int64_t M, int64_t N, int64_t K, int64_t sms,
+           int is_half, const void* x, const void* values, const void* meta, const void* bias,
+           void* y, void* workspace) {
     const CudaProblem problem{
         x, y, bias, M, N, K, is_half ? DType::kFloat16 : DType::kBFloat16, workspace, sms, nullptr};
-    return sparse24_linear_sm80(problem, {values, static_cast<const int32_t*>(meta)});
+    return function(problem, {values, static_cast<const int32_t*>(meta)});
+}
+#define LINEAR(variant)                                                                            \
+    int linear_##variant(int64_t M, int64_t N, int64_t K, int64_t sms, int is_half, const void* x, \
+                         const void* values, const void* meta, const void* bias, void* y,          \
+                         void* workspace) {                                                        \
+        return linear(sparse24_linear_##variant, M, N, K, sms, is_half, x, values, meta, bias, y,  \
+                      workspace);                                                                  \
+    }
+LINEAR(sm80)
+#if defined(PRUNEKERN_TEST_SM90A)
+LINEAR(sm90a)
+#endif
+
+int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    return sparse24_sm80_workspace_bytes(M, N, K, sms);
 }
 
 struct Plan {
     int64_t decode, block_tokens, tiles, column_tiles, blocks, slot_bytes;
 };
-void plan_sm80(int64_t M, int64_t N, int64_t K, int64_t sms, Plan* out) {
+void plan(int64_t M, int64_t N, int64_t K, int64_t sms, Plan* out) {
     const Sparse24Plan p = sparse24_plan(M, N, K, sms);
     const Stripes& s = p.stripes;
     *out = {p.decode, p.block_tokens(), s.row_groups, s.column_tiles, s.blocks, p.slot_bytes};

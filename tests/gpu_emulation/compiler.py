@@ -15,6 +15,8 @@ from pathlib import Path
 
 from .emulator import cache_directory
 
+NO_NVCC = "nvcc is not found: set CUDA_HOME, or install the wheels that the Makefile names"
+
 
 @functools.cache
 def nvcc() -> str | None:
@@ -53,7 +55,8 @@ def _run(command: list[str]) -> None:
 
 
 @functools.cache
-def _version(tool: str) -> str:
+def tool_version(tool: str) -> str:
+    """What it says of itself."""
     return subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
 
 
@@ -82,7 +85,7 @@ def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None)
         RuntimeError: nvcc is absent, or does not compile this (its messages follow).
     """
     if nvcc() is None:
-        raise RuntimeError("nvcc is not found: set CUDA_HOME or pip install nvidia-cuda-nvcc")
+        raise RuntimeError(NO_NVCC)
     options = ["--expt-relaxed-constexpr", "-lineinfo", *(options or [])]
     if isinstance(source, str) and "\n" in source:
         text = source
@@ -92,7 +95,7 @@ def cuda_to_ptx(source: str | Path, arch: str, options: list[str] | None = None)
         text = _preprocessed(source, arch, options)
     else:
         text = source.read_text()
-    key = _key(text, arch, *options, _version(nvcc()))
+    key = _key(text, arch, *options, tool_version(nvcc()))
     command = [nvcc(), "-ptx", "-std=c++17", f"-arch={arch}", *options, str(source), "-o"]
     return _cached(key, ".ptx", lambda p: _run([*command, str(p)])).read_text()
 
@@ -109,7 +112,7 @@ def cuda_to_library(
         extra: C++ files that stand in place of the CUDA runtime.
     """
     text = "".join(_preprocessed(p, arch, options) for p in (*sources, *extra))
-    folder = cache_directory() / _key(text, arch, *options, _version(nvcc()))
+    folder = cache_directory() / _key(text, arch, *options, tool_version(nvcc()))
     if not folder.exists():
         virtual = arch.replace("sm", "compute")
         made = Path(tempfile.mkdtemp(dir=cache_directory()))

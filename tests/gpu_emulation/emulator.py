@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import math
@@ -49,31 +50,35 @@ def cache_directory() -> Path:
     return directory
 
 
+def _build(library: Path) -> None:
+    """Compiles the engine by CMake."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    cmake = shutil.which("cmake", path=tools)
+    if cmake is None:
+        raise RuntimeError("the emulator is built by CMake: pip install cmake ninja")
+    with tempfile.TemporaryDirectory(dir=library.parent) as build:
+        environment = {**os.environ, "PATH": tools}
+        for command in (
+            [cmake, "-S", str(HERE / "engine"), "-B", build, "-G", "Ninja"],
+            [cmake, "--build", build],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        (Path(build) / "libgpu_emulation.so").replace(library)
+
+
 @functools.cache
 def engine() -> ctypes.CDLL:
-    """The C++ engine, built by CMake on first use, kept by the hash of its source and this CPU."""
+    """The C++ engine, built on first use, kept by the hash of its source and this CPU."""
     sources = sorted((HERE / "engine").iterdir())
     cpu = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in sources) + cpu.encode()).hexdigest()[:16]
     library = cache_directory() / f"engine-{key}.so"
-    if not library.exists():
-        tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        cmake = shutil.which("cmake", path=tools)
-        if cmake is None:
-            raise RuntimeError("the emulator is built by CMake: pip install cmake ninja")
-        with tempfile.TemporaryDirectory() as build:
-            environment = {**os.environ, "PATH": tools}
-            for command in (
-                [cmake, "-S", str(HERE / "engine"), "-B", build, "-G", "Ninja"],
-                [cmake, "--build", build],
-            ):
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
-                if done.returncode:
-                    raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-            # Two test processes may build at once: whoever ends last puts the same file in place.
-            made = library.with_suffix(f".{os.getpid()}")
-            shutil.copy(Path(build) / "libgpu_emulation.so", made)
-            made.replace(library)
+    with open(library.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes start at once: one builds, all wait
+        if not library.exists():
+            _build(library)
     lib = ctypes.CDLL(str(library))
     lib.emu_decode.restype = ctypes.c_void_p
     lib.emu_decode.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
@@ -83,7 +88,7 @@ def engine() -> ctypes.CDLL:
     return lib
 
 
-# CUDA C++ Programming Guide, compute capabilities. Of a block's threads, 1024 in all bound the rest.
+# CUDA C++ Programming Guide, compute capabilities. The 1024 threads of a block bound its x and y.
 _MOST = {"grid": {"x": 2**31 - 1, "y": 65535, "z": 65535}, "block": {"z": 64}}
 
 

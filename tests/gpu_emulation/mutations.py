@@ -29,6 +29,7 @@ CHECKS = {
     "poison": r"uninitialised",
     "misaligned": r"^misaligned",
     "out of bounds": r"out of bounds",
+    "in flight": r"^the block ends while|^the warp ends with",
     "deadlock": r"^deadlock",
     "endless": r"an endless loop",
     "member mask": r"member mask|which does not take part",

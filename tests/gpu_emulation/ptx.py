@@ -332,17 +332,23 @@ class _KernelReader:
             self.at += 1
         while self._peek() != "{":
             word = self._next()
-            if word in (".reqntid", ".maxntid"):
-                values = [_number(self._next())]
-                while self._peek() == ",":
-                    self.at += 1
-                    values.append(_number(self._next()))
-                values = tuple(values + [1] * (3 - len(values)))
-                if word == ".reqntid":
-                    self.kernel.required_block = values
-                else:
-                    self.kernel.maximum_block = values
+            if word == ".reqntid":
+                self.kernel.required_block = self._triple()
+            elif word == ".maxntid":
+                self.kernel.maximum_block = self._triple()
+            elif word == ".reqnctapercluster" and (cluster := self._triple()) != (1, 1, 1):
+                raise PtxError(
+                    f"line {self._line()}: {self.kernel.name} was compiled for clusters of "
+                    f"{cluster}; clusters of one block are emulated"
+                )
         self.at += 1
+
+    def _triple(self) -> tuple[int, int, int]:
+        values = [_number(self._next())]
+        while self._peek() == ",":
+            self.at += 1
+            values.append(_number(self._next()))
+        return tuple(values + [1] * (3 - len(values)))
 
     def _parameter(self, offset: int) -> int:
         kind, align, count, pointer = "", 0, 1, False
@@ -369,16 +375,18 @@ class _KernelReader:
         return offset + size * count
 
     def _place_shared(self) -> None:
-        """Static variables that the kernel names, in order; then those without a size (dynamic)."""
-        end, tokens, depth, names = self.at, self.tokens, 1, set()
+        """Static variables, the module's that the kernel names and its own; then dynamic ones."""
+        end, tokens, depth, names, own = self.at, self.tokens, 1, set(), []
         while depth and end < len(tokens):
             word = tokens[end][0]
+            if word == ".shared":
+                own.append(self.source.variable(end)[1])
             depth += (word == "{") - (word == "}")
             names.add(word)
             end += 1
         offset = 0
         used = [v for v in self.source.module_shared if v.name in names]
-        for variable in (v for v in used if v.name not in self.source.dynamic_shared):
+        for variable in [*(v for v in used if v.name not in self.source.dynamic_shared), *own]:
             offset = _align(offset, variable.align)
             self.symbols[variable.name] = offset
             offset += variable.size
@@ -409,7 +417,7 @@ class _KernelReader:
             elif word == ".reg":
                 self._registers()
             elif word in (".shared", ".local"):
-                self._local_variable(word)
+                self._own_variable(word)
             elif word == ".loc":
                 self._loc()
             elif word == ".param":
@@ -451,15 +459,13 @@ class _KernelReader:
         self.kernel.rows += max(1, bits // 32)
         return row
 
-    def _local_variable(self, space: str) -> None:
-        self.at, variable, empty = self.source.variable(self.at)
-        field_name = "shared_bytes" if space == ".shared" else "local_bytes"
-        offset = _align(getattr(self.kernel, field_name), variable.align)
+    def _own_variable(self, space: str) -> None:
+        self.at, variable, _ = self.source.variable(self.at)
+        if space == ".shared":
+            return  # has its place already
+        offset = _align(self.kernel.local_bytes, variable.align)
         self.symbols[variable.name] = offset
-        if not empty:
-            setattr(self.kernel, field_name, offset + variable.size)
-            if space == ".shared":
-                self.kernel.shared.append(variable)
+        self.kernel.local_bytes = offset + variable.size
 
     def _loc(self) -> None:
         line = self._line()

@@ -48,6 +48,8 @@ class TensorMap:
             raise ValueError(f"a tensor map of {name}: one of {', '.join(TYPES)}")
         if len(box) != len(buffer.shape) or not 1 <= len(box) <= 5:
             raise ValueError(f"box {box} and shape {tuple(buffer.shape)}: one to five dimensions")
+        if 0 in buffer.shape:
+            raise ValueError(f"shape {tuple(buffer.shape)}: no dimension may be 0")
         if swizzle not in SWIZZLES:
             raise ValueError(f"a swizzle of {swizzle} bytes: 0, 32, 64 or 128")
         size = buffer.itemsize

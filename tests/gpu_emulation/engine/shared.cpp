@@ -159,10 +159,21 @@ void shared_atomic(Warp& w, int lane, uint32_t at, uint32_t size) {
                 Writer{w.now(), static_cast<uint8_t>(w.index), kAtomicLane});
 }
 
+// A thread's write comes before what the asynchronous proxy does only by way of a fence.
+static void check_proxy(Warp& w, int lane, uint32_t at, const Writer& last, const char* what) {
+    if (last.clock && last.warp != kAsync && w.clock.proxied[last.warp] < last.clock)
+        w.fault("shared byte " + hex(at) + " was written by warp " + std::to_string(last.warp) +
+                    " and is " + what + " asynchronously with no fence.proxy.async between",
+                lane);
+}
+
 void async_write(Warp& w, int lane, uint32_t at, uint32_t size, Clock stamp) {
     Block& b = *w.block;
     if (w.machine->check_races) {
         check_write(w, lane, at, size, [](uint32_t) { return false; });
+        const Writer* writers = b.writers.data() + at;
+        for (uint32_t i = 0; i < (all_same(writers, size) ? 1 : size); ++i)
+            check_proxy(w, lane, at + i, writers[i], "overwritten");
         std::fill_n(b.writers.data() + at, size, Writer{stamp, kAsync, static_cast<uint8_t>(lane)});
     }
     std::memset(b.poison.data() + at, 1, size);
@@ -180,11 +191,7 @@ void check_async_read(Warp& w, int lane, uint32_t at, uint32_t size) {
         const Writer& last = writers[i];
         if (last.clock && !ordered(w, lane, last.warp, last.lane, last.clock))
             race(w, lane, at + i, "read here asynchronously, written by", last.warp, last.lane);
-        if (last.clock && last.warp != kAsync && w.clock.proxied[last.warp] < last.clock)
-            w.fault("shared byte " + hex(at + i) + " was written by warp " +
-                        std::to_string(last.warp) +
-                        " and is read asynchronously with no fence.proxy.async between",
-                    lane);
+        check_proxy(w, lane, at + i, last, "read");
     }
 }
 

@@ -19,6 +19,7 @@ from prunekern.formats import compress_sparse24
 
 from ..compiler import cuda_to_ptx
 from ..counters import Counters
+from ..tensor_map import TensorMap
 
 HERE = Path(__file__).resolve().parent
 
@@ -168,7 +169,7 @@ def _split_k(launch, rows: int, k: int, splits: int) -> Run:
     parts, tickets = _unset(splits, rows), np.zeros(blocks, np.int32)
     names = ["rows", "k", "A", "x", "parts", "tickets", "y"]
     args = [rows, k, a, x, parts, tickets, y]
-    counters = launch("split_k", (blocks, splits), 128, args, names=names)
+    counters = launch("split_k", (blocks, splits), 128, args, names=names, uninitialised=("parts",))
     a, x = a.astype(float), x.astype(float)
     return Run(counters, _compare(y, a @ x, _sum_bound(np.abs(a) @ np.abs(x))))
 
@@ -201,6 +202,17 @@ def _wgmma_dense(launch, m: int, n: int, k: int) -> Run:
 
 def _wgmma_sparse(launch, m: int, n: int, k: int) -> Run:
     return _sparse(launch, "wgmma_sparse", (-(-n // 32), -(-m // 64)), 0, m, n, k)
+
+
+def _tensor_tile(launch, rows: int, columns: int) -> Run:
+    x, out = _normal(rows, columns, dtype=np.float16), np.full((columns, rows), np.nan, np.float16)
+    maps = [TensorMap(tensor, (64, 64), swizzle=128) for tensor in (x, out)]
+    grid = -(-columns // 64)
+    counters = launch("tensor_tile", grid, 128, [rows, *maps], names=["rows", "in", "out"])
+    padded = np.zeros((-(-rows // 64), 64, columns))
+    padded.reshape(-1, columns)[:rows] = x
+    sums = (padded + padded[:, ::-1]).reshape(-1, columns)[:rows]
+    return Run(counters, _compare(out, sums.T.astype(np.float16), 0))
 
 
 def _collatz(value: int) -> int:
@@ -256,6 +268,11 @@ SAMPLES = {
     "warp_divergence": Sample(_warp_divergence, ({"n": 83}, {"n": 1}, {"n": 128})),
     "mbarrier_pipeline": Sample(
         _mbarrier_pipeline, ({"n": 1000}, {"n": 96}, {"n": 4}), arch="sm_90a"
+    ),
+    "tensor_tile": Sample(
+        _tensor_tile,
+        ({"rows": 136, "columns": 72}, {"rows": 8, "columns": 8}, {"rows": 64, "columns": 128}),
+        arch="sm_90a",
     ),
     "wgmma_dense": Sample(
         _wgmma_dense,

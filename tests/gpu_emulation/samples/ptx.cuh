@@ -7,6 +7,7 @@
 // Fragments for mma.m16n8k16" and "for sparse mma.m16n8k32".
 #pragma once
 #include <cstdint>
+#include <cuda.h>
 #include <cuda_fp16.h>
 
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -124,6 +125,29 @@ __device__ inline void bulk_load(uint32_t to, const void* from, int bytes, uint3
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
+
+// cp.async.bulk.tensor: the map's box at (x, y), x along the rows; elements outside become zero.
+__device__ inline void tensor_load(uint32_t to, const CUtensorMap* map, int x, int y,
+                                   uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
+}
+
+// The way back: elements outside are left out.
+__device__ inline void tensor_store(const CUtensorMap* map, int x, int y, uint32_t from) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+        "r"(x), "r"(y), "r"(from)
+        : "memory");
+}
+
+// cp.async.bulk.commit_group: closes the thread's group of bulk stores.
+__device__ inline void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// cp.async.bulk.wait_group 0: all of them have been read and written.
+__device__ inline void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // fence.proxy.async: wgmma and bulk copies see what this thread has stored.
 __device__ inline void fence_proxy_async() {
