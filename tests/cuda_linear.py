@@ -33,12 +33,19 @@ class Variant:
         sources: Its files in csrc/cuda.
         runs_on: What that PTX is assembled for.
         options: Further ones of nvcc.
+        least_tokens: Below them it runs another variant's kernels.
     """
 
     arch: str
     sources: tuple[str, ...]
     runs_on: tuple[str, ...]
     options: tuple[str, ...] = ()
+    least_tokens: int = 1
+
+    @property
+    def own_stems(self) -> list[str]:
+        """Of its own files, and so of its kernels."""
+        return [file.removesuffix(".cu") for file in self.sources if self.arch[3:] in file]
 
 
 _SM80 = ("sparse24_decode_sm80.cu", "sparse24_prefill_sm80.cu", "sparse24_sm80.cu")
@@ -49,6 +56,7 @@ VARIANTS = {
         (*_SM80, "sparse24_prefill_sm90a.cu"),
         ("sm_90a",),
         ("-DPRUNEKERN_TEST_SM90A",),
+        least_tokens=65,
     ),
 }
 

@@ -1,5 +1,7 @@
 """The CUDA 2:4 products against float64, run by their own launch code in the emulator."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import bits
@@ -28,12 +30,27 @@ SPLITS = {
         (63, 300, 1032, 3), (129, 130, 2056, 3),
     ],
 }  # fmt: skip
-SHARED = [case for kind in ("whole splits", "stripes") for case in SPLITS[kind]]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module")
 def kernel(request, nvcc):
     return linear(request.param)
+
+
+def with_variants(names, cases, slow=lambda case: False):
+    """Parametrizes `kernel` and `names`: each variant with the cases, M first, that are its own."""
+    params = [
+        pytest.param(
+            name,
+            *case,
+            marks=[pytest.mark.slow] if slow(case) else [],
+            id="-".join(map(str, (name, *case))),
+        )
+        for name, variant in VARIANTS.items()
+        for case in cases
+        if case[0] >= variant.least_tokens
+    ]
+    return pytest.mark.parametrize(f"kernel, {names}", params, indirect=["kernel"])
 
 
 def check(kernel, sizes, sms, dtype, workspace=None, **options):
@@ -48,38 +65,34 @@ def check(kernel, sizes, sms, dtype, workspace=None, **options):
     assert torch.equal(y, exact.to(dtype)), (*sizes, sms)
 
 
-def _sizes():
-    for M in TOKENS:
-        for N in FEATURES:
-            short = M in SHORT_TOKENS and N in SHORT_FEATURES
-            yield pytest.param(M, N, marks=() if short else pytest.mark.slow)
+def short(case):
+    return case[0] in SHORT_TOKENS and case[1] in SHORT_FEATURES
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("M, N", _sizes())
+@with_variants("M, N", itertools.product(TOKENS, FEATURES), slow=lambda c: not short(c))
 def test_product(kernel, M, N, dtype):
     for i, K in enumerate(COLUMNS):
         check(kernel, (M, N, K), sms=1 + (M + i) % 3, dtype=dtype, seed=M % 2)
 
 
-@pytest.mark.parametrize("kind, sizes", [(k, s) for k, cases in SPLITS.items() for s in cases])
-def test_every_kind_of_split(kernel, kind, sizes):
-    *sizes, sms = sizes
-    assert kernel.plan(*sizes, sms).kind == kind
+@with_variants("M, N, K, sms, kind", [(*c, kind) for kind in SPLITS for c in SPLITS[kind]])
+def test_every_kind_of_split(kernel, M, N, K, sms, kind):
+    assert kernel.plan(M, N, K, sms).kind == kind
     for dtype in DTYPES:
-        check(kernel, sizes, sms, dtype)
+        check(kernel, (M, N, K), sms, dtype)
 
 
-@pytest.mark.parametrize("sizes", SHARED, ids=str)
-def test_result_does_not_depend_on_the_order_of_blocks(kernel, sizes):
-    *sizes, sms = sizes
-    case = make_case(*sizes, torch.float16)
+@with_variants("M, N, K, sms", SPLITS["whole splits"] + SPLITS["stripes"])
+def test_result_does_not_depend_on_the_order_of_blocks(kernel, M, N, K, sms):
+    case = make_case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms)
     for seed in (1, 2, 3):
         y, _ = kernel.product(case, sms, seed=seed)
         assert torch.equal(bits(y), bits(expected))
 
 
+@pytest.mark.parametrize("kernel", VARIANTS, indirect=True)
 def test_one_workspace_serves_launches_of_any_size(kernel):
     """What a launch leaves in the slots is of no concern to the next."""
     needed = {sizes: kernel.workspace_bytes(*sizes) for cases in SPLITS.values() for sizes in cases}
@@ -88,20 +101,29 @@ def test_one_workspace_serves_launches_of_any_size(kernel):
         check(kernel, sizes, sms, DTYPES[i % 2], workspace, seed=i)
 
 
-@pytest.mark.parametrize("sizes", SPLITS["one block a tile"], ids=str)
-def test_unshared_tiles_leave_the_workspace_alone(kernel, sizes):
-    *sizes, sms = sizes
-    _, counters = kernel.product(make_case(*sizes, torch.float16), sms)
+@with_variants("M, N, K, sms", SPLITS["one block a tile"])
+def test_unshared_tiles_leave_the_workspace_alone(kernel, M, N, K, sms):
+    _, counters = kernel.product(make_case(M, N, K, torch.float16), sms)
     assert not counters.atomics
     assert not counters.reads["workspace"].asked and not counters.writes["workspace"].asked
 
 
-@pytest.mark.parametrize("M", [8, 16, 31, 63, 129])
-def test_a_token_that_is_not_finite_stays_alone(kernel, M):
-    case = make_case(M, 130, 136, torch.float16)
+@with_variants("M, N, K", [(M, 130, 136) for M in (8, 16, 31, 63, 129)])
+def test_a_token_that_is_not_finite_stays_alone(kernel, M, N, K):
+    case = make_case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms=1)
     case.x[M // 2] = torch.inf
     y, _ = kernel.product(case, sms=1)
     others = torch.arange(M) != M // 2
     assert torch.equal(bits(y[others]), bits(expected[others]))
     assert not y[M // 2].isfinite().any()
+
+
+@pytest.mark.parametrize("kernel", VARIANTS, indirect=True)
+def test_a_variant_has_its_own_kernel_from_its_least_tokens_on(kernel):
+    least = kernel.variant.least_tokens
+    for M in sorted({1, max(1, least - 1), least, 300}):
+        kernel.product(make_case(M, 65, 72, torch.float16), sms=1)
+        (launched,) = kernel.launched
+        own = any(stem in launched[0] for stem in kernel.variant.own_stems)
+        assert own == (M >= least)

@@ -66,3 +66,13 @@ def test_main_loop_of_sm80(nvcc):
             weights = "LDG.E.NA.128.CONSTANT" if "decode" in name else "LDG.E.128.CONSTANT"
             assert weights in opcodes, name
             assert not {"LDS", "STS", "LDS.128", "STS.128"} & opcodes, name
+
+
+def test_main_loop_of_sm90a(nvcc):
+    """Two k-steps of two row groups a turn, twice unrolled; x is not moved by these warps."""
+    (module,) = (m for m in linear("sm90a").modules if "sm90a" in m.kernels[0])
+    for name, code in sass(module.source.text, "sm_90a").items():
+        loop = main_loop(code)
+        assert sum(n for o, n in loop.items() if o.startswith("HGMMA.SP.64x128x32.F32")) == 8, name
+        assert loop["LDG.E.128.CONSTANT"] == 8, name
+        assert not [o for o in loop if o.startswith(("LDS", "STS", "LDGSTS"))], name
