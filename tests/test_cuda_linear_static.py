@@ -69,10 +69,12 @@ def test_main_loop_of_sm80(nvcc):
 
 
 def test_main_loop_of_sm90a(nvcc):
-    """Two k-steps of two row groups a turn, twice unrolled; x is not moved by these warps."""
+    """Four products a fence: ptxas has not put them one after the other."""
     (module,) = (m for m in linear("sm90a").modules if "sm90a" in m.kernels[0])
     for name, code in sass(module.source.text, "sm_90a").items():
         loop = main_loop(code)
-        assert sum(n for o, n in loop.items() if o.startswith("HGMMA.SP.64x128x32.F32")) == 8, name
-        assert loop["LDG.E.128.CONSTANT"] == 8, name
+        products = sum(n for o, n in loop.items() if o.startswith("HGMMA.SP.64x128x32.F32"))
+        assert products > 0 and products % 4 == 0, name
+        assert loop["WARPGROUP.ARRIVE"] == products // 4, name
+        assert "LDG.E.128.CONSTANT" in loop, name
         assert not [o for o in loop if o.startswith(("LDS", "STS", "LDGSTS"))], name
