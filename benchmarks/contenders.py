@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunekern import ops
 from prunekern.formats import FORMATS, compress
-from prunekern.layouts import LAYOUTS, ONLY_DTYPE, pack
+from prunekern.layouts import LAYOUTS, pack, takes_dtype
 from prunekern.testing import random_weight
 
 COPIES = 3  # of each weight; with the other contenders in between none stays in cache
@@ -29,7 +29,7 @@ def best_layout(stem: str, dtype: torch.dtype, isa: str) -> str:
     order = LAYOUTS[stem]
     allowed = order if isa == "avx512bf16" else order[order.index("avx2") :]
     for layout in allowed:
-        if ONLY_DTYPE.get(layout, dtype) == dtype and (stem, layout) in ops.available():
+        if takes_dtype(layout, dtype) and (stem, layout) in ops.available():
             return layout
     raise ValueError(f"no layout of {stem} runs here")
 

@@ -14,6 +14,14 @@ C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: 
         meta int32        [T, C, R]         bits 4i..4i+3: group 8c + i
                avx2, avx512   first | second << 2, as in the canonical form
                avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
+    sm80, sm90a: panels of 64 rows x 64 columns, R = ceil(N / 64), C = ceil(K / 64), four row tiles
+    of 16 and two steps of 32 each; lanes as csrc/cuda/sparse24_fragments.h draws them
+        values            [R, C, 4 row tiles, 2 steps, 32 lanes, 8]
+               lane 4 g + t   stored columns 2 t, 2 t + 1 of the step of rows g and g + 8 of the
+                              tile, then 2 t + 8, 2 t + 9 of both
+        meta int32        [R, C, 32 lanes, 4 row tiles]
+               lane 4 g + 2 s + h   bits 4i..4i+3: group 4 h + i of step s of row g, and from bit 16
+                              on of row g + 8
 
 bitmask (values, bitmask, offsets)
 
@@ -46,11 +54,16 @@ BITMASK_CHUNK = 64
 
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
+    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "reference"),
     "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
     "csr": ("avx512", "avx2", "scalar", "reference"),
 }
-ONLY_DTYPE = {"avx512bf16": torch.bfloat16}
+PANEL_LAYOUTS = ("sm90a", "sm80")
+# Layouts that are for some dtypes only.
+ONLY_DTYPES = {
+    "avx512bf16": (torch.bfloat16,),
+    **dict.fromkeys(PANEL_LAYOUTS, (torch.bfloat16, torch.float16)),
+}
 
 _EMPTY_NIBBLE = 0b0100
 _NIBBLE_OF_PAIR = torch.tensor([0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110])
@@ -85,6 +98,11 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
 
+def takes_dtype(layout: str, dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype can have the layout."""
+    return dtype in ONLY_DTYPES.get(layout, (dtype,))
+
+
 def layout_for(
     stem: str,
     *,
@@ -109,8 +127,7 @@ def layout_for(
     if device != "cpu":
         return "reference"
     for layout in LAYOUTS[stem]:
-        fits = ONLY_DTYPE.get(layout, dtype) == dtype
-        if fits and layout in isa and (stem, layout) in available:
+        if takes_dtype(layout, dtype) and layout in isa and (stem, layout) in available:
             return layout
     return "reference"
 
@@ -121,8 +138,9 @@ def check_layout(stem: str, layout: str, dtype: torch.dtype, who: str = "pack") 
         raise ValueError(
             f"{who}: layout of {stem} must be one of {', '.join(LAYOUTS[stem])}, got {layout!r}"
         )
-    if ONLY_DTYPE.get(layout, dtype) != dtype:
-        raise ValueError(f"{who}: {layout} must have {ONLY_DTYPE[layout]} weights, got {dtype}")
+    if not takes_dtype(layout, dtype):
+        allowed = " or ".join(map(str, ONLY_DTYPES[layout]))
+        raise ValueError(f"{who}: {layout} must have {allowed} weights, got {dtype}")
 
 
 def pack(c: Canonical, layout: str) -> Packed:
@@ -162,6 +180,8 @@ def _shifts(device: torch.device) -> Tensor:
 def _pack_sparse24(c: Sparse24, layout: str) -> tuple[Tensor, Tensor]:
     if layout in ("reference", "scalar"):
         return c.values, c.meta
+    if layout in PANEL_LAYOUTS:
+        return _pack_panels(c)
     N, K = c.shape
     R = TILE_ROWS[layout]
     G = -(-K // 4)
@@ -184,6 +204,8 @@ def _unpack_sparse24(packed: Packed) -> Sparse24:
     values, meta = packed.tensors
     if packed.layout in ("reference", "scalar"):
         return Sparse24(values=values, meta=meta, shape=packed.shape)
+    if packed.layout in PANEL_LAYOUTS:
+        return _unpack_panels(packed)
     N, K = packed.shape
     G = -(-K // 4)
     T, C, R = meta.shape
@@ -192,13 +214,55 @@ def _unpack_sparse24(packed: Packed) -> Sparse24:
     nibbles = nibbles.transpose(1, 2).reshape(T * R, 8 * C)[:N, :G]
     if packed.layout == "avx512bf16":
         nibbles = _NIBBLE_OF_PAIR.to(meta.device)[nibbles & 7]
-    nibbles = pad(nibbles, (0, G % 2), value=_EMPTY_NIBBLE).to(torch.uint8)
 
     order = (0, 2, 1, 3) if packed.dtype == torch.bfloat16 else (0, 3, 1, 2)
     rows = values.permute(order).reshape(T * R, 16 * C)[:N, : 2 * G]
+    return Sparse24(values=rows.contiguous(), meta=_meta_of(nibbles), shape=packed.shape)
+
+
+def _meta_of(nibbles: Tensor) -> Tensor:
+    """[N, G] of any integers to canonical metadata, the inverse of `nibbles_of`."""
+    nibbles = pad(nibbles, (0, nibbles.shape[1] % 2), value=_EMPTY_NIBBLE).to(torch.uint8)
+    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous()
+
+
+# Canonical rows in panels, as axes: row group R, row tile, half of it, its row g; column tile C,
+# step, half of that, and the rest of a column. Permuted so they are in the order of the lanes.
+_VALUES_TO_LANES = (0, 4, 1, 5, 3, 7, 6, 2, 8)  # R, C, row tile, step, g, t, column half, row half
+_META_TO_LANES = (0, 4, 3, 5, 6, 1, 2, 7)  # R, C, g, step, column half h, row tile, row half
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
+    N, K = c.shape
+    G = -(-K // 4)
+    R, C = -(-N // 64), -(-K // 64)
+    rows, groups = 64 * R - N, 16 * C - G
+
+    values = pad(c.values, (0, 2 * groups, 0, rows)).view(R, 4, 2, 8, C, 2, 2, 4, 2)
+    values = values.permute(_VALUES_TO_LANES).reshape(R, C, 4, 2, 32, 8)
+
+    nibbles = pad(nibbles_of(c.meta, G), (0, groups, 0, rows), value=_EMPTY_NIBBLE).long()
+    nibbles = nibbles.view(R, 4, 2, 8, C, 2, 2, 4).permute(_META_TO_LANES)
+    words = (nibbles.reshape(R, C, 32, 4, 8) << _shifts(c.device)).sum(-1)
+    return values.contiguous(), words.to(torch.int32)  # wraps at 2^31: the bits count
+
+
+def _unpack_panels(packed: Packed) -> Sparse24:
+    values, meta = packed.tensors
+    N, K = packed.shape
+    G = -(-K // 4)
+    R, C = meta.shape[:2]
+
+    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(_inverse(_VALUES_TO_LANES))
+    nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(_inverse(_META_TO_LANES))
     return Sparse24(
-        values=rows.contiguous(),
-        meta=(nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous(),
+        values=values.reshape(64 * R, 32 * C)[:N, : 2 * G].contiguous(),
+        meta=_meta_of(nibbles.reshape(64 * R, 16 * C)[:N, :G]),
         shape=packed.shape,
     )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunekern import ops
 from prunekern.formats import DTYPES
-from prunekern.layouts import LAYOUTS, ONLY_DTYPE, Packed
+from prunekern.layouts import LAYOUTS, Packed, takes_dtype
 from prunekern.pruning.masks import nm_mask
 
 # (N, K) on and off every tile of every layout.
@@ -48,7 +48,7 @@ def variants() -> list[tuple[str, str, torch.dtype]]:
         for stem, layouts in LAYOUTS.items()
         for layout in layouts
         for dtype in DTYPES
-        if (stem, layout) in ops.available() and ONLY_DTYPE.get(layout, dtype) == dtype
+        if (stem, layout) in ops.available() and takes_dtype(layout, dtype)
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from prunekern import _C, ops
 from prunekern.formats import FORMATS, compress
-from prunekern.layouts import LAYOUTS, ONLY_DTYPE, pack
+from prunekern.layouts import LAYOUTS, ONLY_DTYPES, pack
 from prunekern.testing import random_weight
 
 KERNEL = {cls.stem: name for name, cls in FORMATS.items()}
@@ -33,7 +33,7 @@ every_op = pytest.mark.parametrize("key", sorted(COMPILED), ids="-".join)
 
 def _packed(key):
     stem, layout = key
-    dtype = ONLY_DTYPE.get(layout, torch.float32)
+    dtype = ONLY_DTYPES.get(layout, (torch.float32,))[0]
     return pack(compress(random_weight(KERNEL[stem], 20, 36, dtype), KERNEL[stem]), layout)
 
 
@@ -165,7 +165,7 @@ def test_every_16_bit_number_converts_and_rounds_as_torch_does(dtype):
 @pytest.mark.parametrize("key", sorted(k for k in COMPILED if k[1][:3] == "avx" and k[0] != "csr"))
 def test_packers_refuse_what_does_not_fit(key):
     stem, layout = key
-    dtype = ONLY_DTYPE.get(layout, torch.float32)
+    dtype = ONLY_DTYPES.get(layout, (torch.float32,))[0]
     c = compress(random_weight(KERNEL[stem], 20, 36, dtype), KERNEL[stem])
     name = "meta" if stem == "sparse24" else "bitmask"
     index = getattr(c, name)
@@ -181,7 +181,7 @@ def test_packers_refuse_what_does_not_fit(key):
         ((c.values.double(), index, 20, 36), "values must be float32, bfloat16 or float16"),
         ((c.values[:-1], index, 20, 36), "must"),
     ]
-    if layout in ONLY_DTYPE:
+    if layout in ONLY_DTYPES:
         bad.append(((c.values.float(), index, 20, 36), "values must be bfloat16"))
     for arguments, message in bad:
         with pytest.raises(RuntimeError, match=f"prunekern::{stem}_pack_{layout}: .*{message}"):

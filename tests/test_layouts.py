@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from conftest import bits
@@ -5,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekern import ops
-from prunekern.formats import DTYPES, FORMATS, compress, decompress
-from prunekern.layouts import LAYOUTS, ONLY_DTYPE, layout_for, pack, pack_reference, unpack
+from prunekern.formats import DTYPES, FORMATS, compress, decompress, nibbles_of
+from prunekern.layouts import (
+    LAYOUTS,
+    PANEL_LAYOUTS,
+    layout_for,
+    pack,
+    pack_reference,
+    takes_dtype,
+    unpack,
+)
 from prunekern.testing import random_weight
 
 CASES = [
@@ -14,7 +24,7 @@ CASES = [
     for kernel, cls in FORMATS.items()
     for layout in LAYOUTS[cls.stem]
     for dtype in DTYPES
-    if ONLY_DTYPE.get(layout, dtype) == dtype
+    if takes_dtype(layout, dtype)
 ]
 
 
@@ -25,7 +35,7 @@ def _ids(case):
 @pytest.mark.parametrize("case", CASES, ids=_ids)
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(1, 50),
+    n=st.integers(1, 140),
     k=st.integers(1, 200),
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 99),
@@ -69,6 +79,45 @@ def test_sparse24_words_of_a_known_weight():
     assert meta[0, 0, 1] & 0xFF == 0x4C and meta[0, 0, 0] & 0xFF == 0x44
     _, pairs = pack_reference(compress(weight.bfloat16(), "2:4"), "avx512bf16").tensors
     assert pairs[0, 0, 1] & 0xFF == 0x82  # pair (0, 3) is code 2; odd groups have 8 added
+
+
+@pytest.mark.parametrize("layout", PANEL_LAYOUTS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (70, 100), (130, 200)])
+def test_panels_hold_what_their_drawing_says(layout, n, k):
+    c = compress(random_weight("2:4", n, k, torch.float16, seed=n), "2:4")
+    groups = -(-k // 4)
+    nibbles = nibbles_of(c.meta, groups)
+    values, meta = pack_reference(c, layout).tensors
+    R, C = -(-n // 64), -(-k // 64)
+    assert values.shape == (R, C, 4, 2, 32, 8) and meta.shape == (R, C, 32, 4)
+
+    def value(row, column):
+        return c.values[row, column].item() if row < n and column < 2 * groups else 0.0
+
+    def nibble(row, group):
+        return int(nibbles[row, group]) if row < n and group < groups else 0b0100
+
+    for r, column_tile, tile, lane in itertools.product(range(R), range(C), range(4), range(32)):
+        row, t = 64 * r + 16 * tile + lane // 4, lane % 4
+        for step in range(2):
+            first = 32 * column_tile + 16 * step + 2 * t
+            wanted = [
+                value(row + half_row, first + half_column + i)
+                for half_column in (0, 8)
+                for half_row in (0, 8)
+                for i in (0, 1)
+            ]
+            assert values[r, column_tile, tile, step, lane].tolist() == wanted
+        step, h = divmod(t, 2)
+        group = 16 * column_tile + 8 * step + 4 * h
+        word = sum(nibble(row, group + i) << 4 * i for i in range(4))
+        word |= sum(nibble(row + 8, group + i) << 4 * i + 16 for i in range(4))
+        assert int(meta[r, column_tile, lane, tile]) & 0xFFFFFFFF == word
+
+
+def test_panels_are_for_16_bit_weights():
+    with pytest.raises(ValueError, match=r"must have torch\.bfloat16 or torch\.float16 weights"):
+        pack(compress(torch.eye(4), "2:4"), "sm80")
 
 
 def test_bitmask_order_is_tile_chunk_row():

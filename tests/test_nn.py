@@ -197,7 +197,7 @@ def _break(model, value):
 def test_bad_input_is_refused_before_anything_changes(llama):
     swap = prunekern.replace_linears
     unchanged(llama(), lambda m: swap(m, "4:2"), "kernel must be one of 2:4, csr, bitmask")
-    unchanged(llama(), lambda m: swap(m, layout="sm80"), "layout of sparse24 must be one of")
+    unchanged(llama(), lambda m: swap(m, layout="sm70"), "layout of sparse24 must be one of")
     unchanged(llama(), lambda m: swap(m, layout="avx512bf16"), "must have torch.bfloat16 weights")
     unchanged(llama(), lambda m: swap(m, targets="wq"), "must match a Linear layer, got 'wq'")
     unchanged(

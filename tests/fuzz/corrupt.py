@@ -13,7 +13,7 @@ import torch
 
 from prunekern import _C, ops, reference
 from prunekern.formats import DTYPES, FORMATS, compress, from_tensors, validate
-from prunekern.layouts import LAYOUTS, ONLY_DTYPE, pack
+from prunekern.layouts import LAYOUTS, pack, takes_dtype
 from prunekern.testing import random_weight
 
 SHAPES = ((1, 1), (3, 5), (8, 32), (17, 67), (20, 130), (5, 300))
@@ -55,7 +55,7 @@ def check_valid(canonical, weight_shape, x):
     """A corruption that is still a weight: all variants compute the same."""
     wanted = reference.linear(x, canonical)
     for layout in LAYOUTS[canonical.stem]:
-        fits = ONLY_DTYPE.get(layout, canonical.dtype) == canonical.dtype
+        fits = takes_dtype(layout, canonical.dtype)
         if not fits or (canonical.stem, layout) not in ops.available():
             continue
         y = ops.linear(x, pack(canonical, layout))
@@ -67,7 +67,7 @@ def check_op_sizes(canonical, rng, x):
     N, K = canonical.shape
     for layout in LAYOUTS[canonical.stem]:
         key = (canonical.stem, layout)
-        fits = ONLY_DTYPE.get(layout, canonical.dtype) == canonical.dtype
+        fits = takes_dtype(layout, canonical.dtype)
         if layout == "reference" or not fits or key not in ops.available():
             continue
         tensors = list(pack(canonical, layout).tensors)

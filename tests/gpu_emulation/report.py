@@ -60,13 +60,13 @@ def speed() -> str:
     size = (512, 512, 512)
     kernels = {
         "CUTLASS SM80 dense f16, 512 x 512 x 512": (
-            sm80.module, partial(cutlass.dense, sm80, "f16", *size),
+            sm80.modules[0], partial(cutlass.dense, sm80, "f16", *size),
         ),
         "CUTLASS SM80 2:4 f16, 512 x 512 x 512": (
-            sm80.module, partial(cutlass.sm80_sparse, sm80, "f16", *size),
+            sm80.modules[0], partial(cutlass.sm80_sparse, sm80, "f16", *size),
         ),
         "CUTLASS SM90 dense f16, 512 x 512 x 512": (
-            sm90.module, partial(cutlass.dense, sm90, "f16", *size),
+            sm90.modules[0], partial(cutlass.dense, sm90, "f16", *size),
         ),
         "`gemm_mma`, 64 x 64 x 64": (gemm, sample),
     }  # fmt: skip

@@ -1,5 +1,5 @@
 // The 128 opaque bytes of a tensor map, in the emulator's own form: written by the stand-in for
-// cuTensorMapEncodeTiled (oracles/runtime_stub.cpp), by emulator.py's TensorMap and by
+// cuTensorMapEncodeTiled (runtime_stub.cpp), by emulator.py's TensorMap and by
 // tensormap.replace. Numbers of types and modes are the driver API's (CUtensorMapDataType, ...).
 #pragma once
 #include <cstdint>

@@ -1,13 +1,14 @@
-// The part of the CUDA runtime and driver that CUTLASS's host code calls, linked into an oracle in
-// their place: kernels are known by name, launches go to a function that Python sets, tensor maps
-// are written in the emulator's form.
+// The part of the CUDA runtime and driver that our host code and CUTLASS's call, linked into a
+// HostModule (host.py) in its place: kernels are known by name, launches go to a function that
+// Python sets, tensor maps are written in the emulator's form.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 
-#include "../engine/tensor_map.h"
+#include "engine/tensor_map.h"
 
 struct Dim3 {
     unsigned x, y, z;
@@ -24,6 +25,7 @@ using Launch = int (*)(const char* name, const unsigned* grid, const unsigned* b
 
 namespace {
 Launch launch_here = nullptr;
+int last_error = 0;
 // Kernels register while the library is loaded, perhaps before this file's own statics are made.
 std::map<const void*, std::string>& names() {
     static std::map<const void*, std::string> table;
@@ -84,8 +86,10 @@ int __cudaGetKernel(void** kernel, const void* host) {
 int cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared,
                      void*) {
     auto found = names().find(kernel);
-    if (found == names().end() || !launch_here) return 98;  // cudaErrorInvalidDeviceFunction
-    return launch_here(found->second.c_str(), &grid.x, &block.x, arguments, shared);
+    last_error = found == names().end() || !launch_here
+                     ? 98  // cudaErrorInvalidDeviceFunction
+                     : launch_here(found->second.c_str(), &grid.x, &block.x, arguments, shared);
+    return last_error;
 }
 int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared,
                        void* stream) {
@@ -103,8 +107,8 @@ int cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned
     return 0;
 }
 int cudaFuncSetAttribute(const void*, int, int) { return 0; }
-int cudaGetLastError() { return 0; }
-int cudaPeekAtLastError() { return 0; }
+int cudaGetLastError() { return std::exchange(last_error, 0); }
+int cudaPeekAtLastError() { return last_error; }
 const char* cudaGetErrorString(int) { return "error"; }
 int cudaGetDevice(int* device) { return *device = 0; }
 int cudaDeviceGetAttribute(int* value, int, int) { return *value = 0; }
