@@ -15,7 +15,8 @@ from gpu_emulation import Counters
 from gpu_emulation.host import HostCode
 from torch import Tensor
 
-from prunekern.formats import Sparse24, compress, nibbles_of
+from prunekern.formats import compress
+from prunekern.layouts import pack_reference
 from prunekern.testing import random_weight, whole_numbers
 
 TESTS = Path(__file__).resolve().parent
@@ -96,34 +97,18 @@ class Case:
         return self.values.nbytes + self.meta.nbytes
 
 
-def pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
-    """(values, meta) in the order of csrc/cuda/sparse24_fragments.h."""
-    N, K = c.shape
-    groups = -(-K // 4)
-    R, C = -(-N // 64), -(-K // 64)
-    padding = (0, 16 * C - groups, 0, 64 * R - N)
-    values = torch.nn.functional.pad(c.values, (0, 2 * padding[1], 0, padding[3]))
-    nibbles = torch.nn.functional.pad(nibbles_of(c.meta, groups), padding, value=0b0100)
-    # row group, row tile, half, row; column tile, step, column half, lane of the quad, pair
-    values = values.view(R, 4, 2, 8, C, 2, 2, 4, 2).permute(0, 4, 1, 5, 3, 7, 6, 2, 8)
-    # row group, row tile, half, row; column tile, step, half of the step, group
-    nibbles = nibbles.long().view(R, 4, 2, 8, C, 2, 2, 4).permute(0, 4, 3, 5, 6, 1, 2, 7)
-    words = (nibbles.reshape(R, C, 32, 4, 8) << torch.arange(0, 32, 4)).sum(-1)
-    return values.reshape(R, C, 4, 2, 32, 8).contiguous(), words.to(torch.int32)
-
-
 @functools.lru_cache(maxsize=64)
 def _weight(N: int, K: int, dtype: torch.dtype, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(dense, values, meta): packing takes longer than most products."""
     weight = random_weight("2:4", N, K, dtype, seed=N + K)
     if exact:
         weight = whole_numbers(weight)
-    return weight, *pack_panels(compress(weight, "2:4"))
+    return weight, *pack_reference(compress(weight, "2:4"), "sm80").tensors
 
 
-def make_case(M: int, N: int, K: int, dtype, *, bias=True, exact=False, seed=0) -> Case:
+def make_case(M: int, N: int, K: int, dtype, *, bias=True, exact=False) -> Case:
     """Random inputs; `exact`: small whole numbers, whose sums do not depend on their order."""
-    generator = torch.Generator().manual_seed(1000 + M + seed)
+    generator = torch.Generator().manual_seed(1000 + M)
     x = torch.randn(M, K, generator=generator).to(dtype)
     b = torch.randn(N, generator=generator).to(dtype) if bias else None
     if exact:
@@ -139,7 +124,7 @@ class Linear(HostCode):
         self.variant = VARIANTS[name]
         sources = [SOURCES / file for file in self.variant.sources]
         shim = TESTS / "cuda" / "sparse24_linear.cpp"
-        super().__init__(sources, self.variant.arch, [*self.variant.options, str(shim)])
+        super().__init__(sources, self.variant.arch, self.variant.options, [shim])
         self._linear = f"linear_{name}"
         library = self.library
         library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
@@ -178,16 +163,13 @@ class Linear(HostCode):
         if workspace is None:
             workspace = self.workspace(M, N, K, sms)
         y = torch.full((M, N), torch.nan, dtype=case.x.dtype)
-        memory = {
-            "x": case.x,
-            "values": case.values,
-            "meta": case.meta,
-            "bias": case.bias,
-            "y": y,
-            "workspace": workspace,
-        }
-        sizes = [*map(ctypes.c_int64, (M, N, K, sms)), int(case.x.dtype == torch.float16)]
-        counters = self.run(self._linear, sizes, memory, uninitialised=("y",), **options)
+        memory = {"x": case.x, "values": case.values, "meta": case.meta, "bias": case.bias}
+        memory |= {"y": y, "workspace": workspace}
+        memory = {name: tensor for name, tensor in memory.items() if tensor is not None}
+        bias = None if case.bias is None else "bias"
+        is_half = int(case.x.dtype == torch.float16)
+        arguments = [M, N, K, sms, is_half, "x", "values", "meta", bias, "y", "workspace"]
+        counters = self.run(self._linear, arguments, memory, uninitialised=("y",), **options)
         assert not workspace[:COUNTER_BYTES].any()
         return y, counters
 
