@@ -1,12 +1,11 @@
-// The launchers of the 2:4 product behind a C interface, for tests that run them in the emulator.
+// The launchers of the 2:4 product and what they plan behind a C interface, for tests that run them
+// in the emulator.
 #include "../../csrc/cuda/kernels_cuda.h"
+#include "../../csrc/cuda/sparse24_sm80.h"
 
 using namespace prunekern;
 
 extern "C" {
-int64_t workspace_bytes_sm80(int64_t M, int64_t N, int64_t K, int64_t sms) {
-    return sparse24_sm80_workspace_bytes(M, N, K, sms);
-}
 int linear(decltype(sparse24_linear_sm80)* function, int64_t M, int64_t N, int64_t K, int64_t sms,
            int is_half, const void* x, const void* values, const void* meta, const void* bias,
            void* y, void* workspace) {
@@ -25,4 +24,30 @@ LINEAR(sm80)
 #if defined(PRUNEKERN_TEST_SM90A)
 LINEAR(sm90a)
 #endif
+
+int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    return sparse24_sm80_workspace_bytes(M, N, K, sms);
+}
+
+struct Plan {
+    int64_t decode, block_tokens, tiles, column_tiles, blocks, slot_bytes;
+};
+void plan(int64_t M, int64_t N, int64_t K, int64_t sms, Plan* out) {
+    const Sparse24Plan p = sparse24_plan(M, N, K, sms);
+    const Stripes& s = p.stripes;
+    *out = {p.decode, p.block_tokens(), s.row_groups, s.column_tiles, s.blocks, p.slot_bytes};
+}
+
+// begin [blocks + 1]; block_of [row_groups, column_tiles]; first and last [row_groups]; slot
+// [row_groups, blocks]
+void stripes(int row_groups, int column_tiles, int blocks, int* begin, int* block_of, int* first,
+             int* last, int* slot) {
+    const Stripes s{row_groups, column_tiles, blocks};
+    for (int b = 0; b <= blocks; ++b) begin[b] = s.begin(b);
+    for (int panel = 0; panel < s.panels(); ++panel) block_of[panel] = s.block_of(panel);
+    for (int r = 0; r < row_groups; ++r) {
+        first[r] = s.first_block(r), last[r] = s.last_block(r);
+        for (int b = 0; b < blocks; ++b) slot[r * blocks + b] = s.slot(b, r);
+    }
+}
 }

@@ -31,6 +31,7 @@ class HostCode:
         library: the host code, as ctypes sees it.
         modules: the PTX of each CUDA file.
         launched: (kernel, grid, counters) of the last run's launches, in order.
+        shared_bytes: dynamic shared memory of the last launch.
     """
 
     def __init__(self, sources: Sequence[Path], arch: str, options: Sequence[str] = (), extra=()):
@@ -52,6 +53,7 @@ class HostCode:
         self._options: dict = {}
         self._failure: Exception | None = None
         self.launched: list[tuple[str, tuple[int, ...], Counters]] = []
+        self.shared_bytes = 0
 
     def run(self, function: str, args: Sequence, memory: dict, **options) -> Counters:
         """Calls a host function that launches kernels; returns the last launch's counters.
@@ -90,6 +92,10 @@ class HostCode:
             *sizes, *(a.ctypes.data_as(ctypes.c_void_p) for a in arrays)
         )
 
+    def module_of(self, kernel: str) -> Module:
+        """The one that a launched kernel is in."""
+        return self._by_kernel[kernel]
+
     def _function(self, name: str):
         if "::" not in name:
             return self.library[name]
@@ -109,6 +115,7 @@ class HostCode:
             counters = module.launch(
                 name, grid[:3], block[:3], args, shared, memory=self._memory, **self._options
             )
+            self.shared_bytes = shared
             self.launched.append((name, tuple(grid[:3]), counters))
         except Exception as failure:  # carried over the C frames and raised again by run()
             self._failure = failure

@@ -100,3 +100,37 @@ def histogram(x, counts, n, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
     tl.atomic_add(counts + tl.load(x + offsets, mask=mask, other=0), 1, mask=mask)
+
+
+@triton.jit
+def linear(x, w, y, m, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """y[m, n] = x[m, k] w[n, k]^T as tutorial 03 writes a matrix product: rows wrap round, K is
+    masked, pointers advance."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    inner = tl.arange(0, BK)
+    left = x + (rows % m)[:, None] * k + inner[None, :]
+    right = w + (columns % n)[None, :] * k + inner[:, None]
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in range(0, tl.cdiv(k, BK)):
+        a = tl.load(left, mask=inner[None, :] < k - start * BK, other=0.0)
+        b = tl.load(right, mask=inner[:, None] < k - start * BK, other=0.0)
+        total = tl.dot(a, b, total)
+        left += BK
+        right += BK
+    mask = (rows[:, None] < m) & (columns[None, :] < n)
+    tl.store(y + rows[:, None] * n + columns[None, :], total.to(tl.float16), mask=mask)
+
+
+@triton.jit
+def gemv(x, w, y, n, k, BN: tl.constexpr, BK: tl.constexpr):
+    """y[n] = w[n, k] x[k]: BN rows a program, sums by lane until the end."""
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    inner = tl.arange(0, BK)
+    total = tl.zeros((BN, BK), dtype=tl.float32)
+    for start in range(0, k, BK):
+        mask = (rows[:, None] < n) & (start + inner[None, :] < k)
+        a = tl.load(w + rows[:, None] * k + start + inner[None, :], mask=mask, other=0.0)
+        b = tl.load(x + start + inner, mask=start + inner < k, other=0.0)
+        total += a.to(tl.float32) * b.to(tl.float32)[None, :]
+    tl.store(y + rows, tl.sum(total, axis=1).to(tl.float16), mask=rows < n)

@@ -1,0 +1,129 @@
+"""The CUDA 2:4 products against float64, run by their own launch code in the emulator."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import bits
+from cuda_linear import VARIANTS, linear, make_case
+
+from prunekern.testing import assert_close_to_float64
+
+pytestmark = pytest.mark.gpu_emulation
+DTYPES = (torch.float16, torch.bfloat16)
+# On and off the tiles of 8, 16 and 64 rows, of 8 to 128 tokens and of 64 columns.
+TOKENS = (*range(1, 18), 31, 63, 64, 65, 127, 129, 300)
+FEATURES = (1, 8, 63, 64, 65, 130, 300)
+COLUMNS = (8, 64, 72, 136, 1032)
+SHORT_TOKENS, SHORT_FEATURES = (1, 7, 8, 9, 16, 17, 63, 65, 129), (1, 65, 130)
+# (M, N, K, sms) of each kernel: how the tiles of y are shared out among blocks.
+SPLITS = {
+    "one block a tile": [
+        (8, 130, 72, 1), (16, 130, 72, 1), (31, 300, 1032, 1), (63, 130, 136, 3), (129, 130, 136, 5)
+    ],
+    "whole splits": [
+        (8, 130, 1032, 3), (16, 130, 1032, 3), (31, 300, 1032, 2), (63, 300, 1032, 4),
+        (129, 130, 2056, 4),
+    ],
+    "stripes": [
+        (8, 130, 1032, 1), (16, 300, 1032, 1), (5, 300, 1032, 4), (31, 520, 1032, 1),
+        (63, 300, 1032, 3), (129, 130, 2056, 3),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kernel(request, nvcc):
+    return linear(request.param)
+
+
+def with_variants(names, cases, slow=lambda case: False):
+    """Parametrizes `kernel` and `names`: each variant with the cases, M first, that are its own."""
+    params = [
+        pytest.param(
+            name,
+            *case,
+            marks=[pytest.mark.slow] if slow(case) else [],
+            id="-".join(map(str, (name, *case))),
+        )
+        for name, variant in VARIANTS.items()
+        for case in cases
+        if case[0] >= variant.least_tokens
+    ]
+    return pytest.mark.parametrize(f"kernel, {names}", params, indirect=["kernel"])
+
+
+def check(kernel, sizes, sms, dtype, workspace=None, **options):
+    """Both kinds of numbers: random ones within the tolerance, whole ones to the bit."""
+    case = make_case(*sizes, dtype, bias=sum(sizes) % 2 == 0)
+    y, _ = kernel.product(case, sms, workspace, **options)
+    assert_close_to_float64(y, case.x, case.weight, case.bias, (*sizes, sms))
+    case = make_case(*sizes, dtype, bias=sum(sizes) % 2 == 1, exact=True)
+    y, _ = kernel.product(case, sms, workspace, **options)
+    bias = None if case.bias is None else case.bias.double()
+    exact = torch.nn.functional.linear(case.x.double(), case.weight.double(), bias)
+    assert torch.equal(y, exact.to(dtype)), (*sizes, sms)
+
+
+def short(case):
+    return case[0] in SHORT_TOKENS and case[1] in SHORT_FEATURES
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@with_variants("M, N", itertools.product(TOKENS, FEATURES), slow=lambda c: not short(c))
+def test_product(kernel, M, N, dtype):
+    for i, K in enumerate(COLUMNS):
+        check(kernel, (M, N, K), sms=1 + (M + i) % 3, dtype=dtype, seed=M % 2)
+
+
+@with_variants("M, N, K, sms, kind", [(*c, kind) for kind in SPLITS for c in SPLITS[kind]])
+def test_every_kind_of_split(kernel, M, N, K, sms, kind):
+    assert kernel.plan(M, N, K, sms).kind == kind
+    for dtype in DTYPES:
+        check(kernel, (M, N, K), sms, dtype)
+
+
+@with_variants("M, N, K, sms", SPLITS["whole splits"] + SPLITS["stripes"])
+def test_result_does_not_depend_on_the_order_of_blocks(kernel, M, N, K, sms):
+    case = make_case(M, N, K, torch.float16)
+    expected, _ = kernel.product(case, sms)
+    for seed in (1, 2, 3):
+        y, _ = kernel.product(case, sms, seed=seed)
+        assert torch.equal(bits(y), bits(expected))
+
+
+@pytest.mark.parametrize("kernel", VARIANTS, indirect=True)
+def test_one_workspace_serves_launches_of_any_size(kernel):
+    """What a launch leaves in the slots is of no concern to the next."""
+    needed = {sizes: kernel.workspace_bytes(*sizes) for cases in SPLITS.values() for sizes in cases}
+    workspace = kernel.workspace(*max(needed, key=needed.get))
+    for i, (*sizes, sms) in enumerate(sorted(needed)):
+        check(kernel, sizes, sms, DTYPES[i % 2], workspace, seed=i)
+
+
+@with_variants("M, N, K, sms", SPLITS["one block a tile"])
+def test_unshared_tiles_leave_the_workspace_alone(kernel, M, N, K, sms):
+    _, counters = kernel.product(make_case(M, N, K, torch.float16), sms)
+    assert not counters.atomics
+    assert not counters.reads["workspace"].asked and not counters.writes["workspace"].asked
+
+
+@with_variants("M, N, K", [(M, 130, 136) for M in (8, 16, 31, 63, 129)])
+def test_a_token_that_is_not_finite_stays_alone(kernel, M, N, K):
+    case = make_case(M, N, K, torch.float16)
+    expected, _ = kernel.product(case, sms=1)
+    case.x[M // 2] = torch.inf
+    y, _ = kernel.product(case, sms=1)
+    others = torch.arange(M) != M // 2
+    assert torch.equal(bits(y[others]), bits(expected[others]))
+    assert not y[M // 2].isfinite().any()
+
+
+@pytest.mark.parametrize("kernel", VARIANTS, indirect=True)
+def test_a_variant_has_its_own_kernel_from_its_least_tokens_on(kernel):
+    least = kernel.variant.least_tokens
+    for M in sorted({1, max(1, least - 1), least, 300}):
+        kernel.product(make_case(M, 65, 72, torch.float16), sms=1)
+        (launched,) = kernel.launched
+        own = any(stem in launched[0] for stem in kernel.variant.own_stems)
+        assert own == (M >= least)
