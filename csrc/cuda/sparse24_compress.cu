@@ -84,7 +84,7 @@ __device__ uint64_t expand(uint32_t pair, uint32_t nibble) {
 }
 
 template <Keep kKeep, bool kMasked, bool kAligned>
-__global__ void __launch_bounds__(kWarp* kWarps)
+__global__ void __launch_bounds__(kWarp* kWarps, 1)
     sparse24_compress_kernel(const uint16_t* __restrict__ dense, const uint8_t* __restrict__ mask,
                              int64_t N, int64_t K, uint16_t* __restrict__ values,
                              uint8_t* __restrict__ meta, BrokenGroups* __restrict__ broken) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kWarp* kWarps)
 }
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kWarp* kWarps)
+__global__ void __launch_bounds__(kWarp* kWarps, 1)
     sparse24_decompress_kernel(const uint16_t* __restrict__ values,
                                const uint8_t* __restrict__ meta, int64_t N, int64_t K,
                                uint16_t* __restrict__ dense) {
