@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench emulation-report lint format clean
+.PHONY: compare test test-all bench emulated emulation-report lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -25,6 +25,9 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
+
+emulated: $(VENV)/.test
+	$(BIN)/python benchmarks/emulated.py
 
 emulation-report: $(VENV)/.test
 	cd tests && $(abspath $(BIN))/python -m gpu_emulation.report
