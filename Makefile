@@ -31,6 +31,7 @@ bench: $(VENV)/.test
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
+# Counters and modelled times of the GPU kernels beside their rivals, without a GPU.
 emulated: $(VENV)/.test
 	$(BIN)/python benchmarks/emulated.py
 
