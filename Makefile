@@ -8,11 +8,11 @@ ARGS ?=
 NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
 	nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/cpu/*)
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/*/*)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench emulated emulation-report lint format clean
+.PHONY: compare test test-all bench gpu emulated emulation-report lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -26,6 +26,12 @@ test-all: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
 
+# On a machine with a GPU: builds for it, checks every op on it, measures. In the Python that is there,
+# as such machines often have no registry.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+# Counters and modelled times of the GPU kernels beside their rivals, without a GPU.
 emulated: $(VENV)/.test
 	$(BIN)/python benchmarks/emulated.py
 

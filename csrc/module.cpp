@@ -23,6 +23,7 @@ py::dict build_info() {
     info["sanitized"] = static_cast<bool>(PRUNEKERN_SANITIZED);
     info["cuda"] = static_cast<bool>(PRUNEKERN_CUDA);
     info["cuda_status"] = PRUNEKERN_CUDA_STATUS;
+    info["cuda_architectures"] = py::str(PRUNEKERN_CUDA_ARCHITECTURES).attr("split")();
     return info;
 }
 
@@ -67,7 +68,8 @@ std::string cpu_name() {
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "What was built, and what this CPU can run.";
-    m.def("build_info", &build_info, "Compiler, torch version, variants, CUDA and why not.");
+    m.def("build_info", &build_info,
+          "Compiler, torch version, variants, CUDA: with what and for what, or why not.");
     m.def("cpu_features", &cpu_features, "Instruction sets that CPU and system support, by name.");
     m.def("cpu_variants", &cpu_variants, "Variant -> instruction sets that it lacks here.");
     m.def("cpu_name", &cpu_name, "The processor's own name.");

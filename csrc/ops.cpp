@@ -1,8 +1,10 @@
-// Every op of the package on the CPU: schemas on one screen, then what checks and launches them.
+// Every op of the package: schemas on one screen, then what checks and launches them on the CPU.
+// What does so on a GPU: ops_cuda.cpp.
 // Built against torch's stable ABI, so that one build serves many versions of torch.
 //
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
-//   <format>_pack_<variant>     canonical tensors -> packed tensors
+//   <format>_pack_<variant>     canonical tensors -> packed tensors; _unpack_ is its inverse
+//   <format>_decompress         canonical tensors -> the dense weight
 //
 // prunekern/layouts.py draws both. Ops check what costs next to nothing: dtypes, devices, sizes.
 // What canonical tensors hold (positions, columns, bits) is prunekern.formats.validate's to check.
@@ -14,6 +16,7 @@
 #include "checks.h"
 #include "cpu/isa.h"
 #include "kernels.h"
+#include "tensors.h"
 
 #define LINEAR24(variant)                                                                     \
     m.def("sparse24_linear_" #variant "(Tensor x, Tensor values, Tensor meta, Tensor? bias, " \
@@ -26,6 +29,9 @@
           "Tensor crow_indices, Tensor? bias, int out_features, int in_features) -> Tensor")
 #define PACK24(variant)                                                               \
     m.def("sparse24_pack_" #variant "(Tensor values, Tensor meta, int out_features, " \
+          "int in_features) -> (Tensor, Tensor)")
+#define UNPACK24(variant)                                                               \
+    m.def("sparse24_unpack_" #variant "(Tensor values, Tensor meta, int out_features, " \
           "int in_features) -> (Tensor, Tensor)")
 #define PACK_BITMASK(variant)                                                           \
     m.def("bitmask_pack_" #variant "(Tensor values, Tensor bitmask, int out_features, " \
@@ -51,13 +57,24 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     PACK_BITMASK(avx512);
     PACK_BITMASK(avx512bf16);
 #endif
+#if PRUNEKERN_CUDA
+    LINEAR24(sm80);
+    PACK24(sm80);
+    UNPACK24(sm80);
+    m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
+          "-> Tensor");
+#endif
+#if PRUNEKERN_SM90A
+    LINEAR24(sm90a);
+    PACK24(sm90a);
+    UNPACK24(sm90a);
+#endif
 }
 
 namespace prunekern {
 namespace {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t kMaxDims = 16;
+const Device kCpu(DeviceType::CPU);
 constexpr int64_t kValuesPadding = 64;  // elements that kernels may read past the last value
 
 void torch_parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t),
@@ -75,51 +92,18 @@ void check_isa(const char* op, Isa isa) {
          "a CPU without");
 }
 
-int32_t dtype_code(const Tensor& t) {
-    int32_t code = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
-    return code;
-}
-
-// Through the C shim: the dispatcher's own new_empty costs as much as a whole small layer.
-Tensor empty(int32_t dtype, const int64_t* sizes, int64_t dim) {
-    int64_t strides[kMaxDims];
-    int64_t stride = 1;
-    for (int64_t i = dim - 1; i >= 0; --i) {
-        strides[i] = stride;
-        stride *= sizes[i];
-    }
-    AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-    return Tensor(handle);
-}
-
 // Checks x and bias, calls launch(Problem) on y of shape [..., N], returns y.
 template <class Launch>
 Tensor linear(const char* op, const Tensor& x, const Tensor& values,
               const std::optional<Tensor>& bias, int64_t N, int64_t K, Launch&& launch) {
     const DType dtype = dtype_of(op, "x", x);
-    check_cpu(op, "x", x);
-    const int64_t dim = x.dim();
-    if (dim < 1 || dim > kMaxDims) fail(op, "x", "have 1 to 16 dimensions", dim);
-    if (x.size(dim - 1) != K)
-        fail(op, "the last dimension of x", "be in_features = " + std::to_string(K), shape_of(x));
-    if (values.scalar_type() != x.scalar_type())
-        fail(op, "x", std::string("have the weight's dtype ") + name_of(values.scalar_type()),
-             name_of(x.scalar_type()));
-    if (bias) check_packed(op, "bias", *bias, x.scalar_type(), {N});
-
-    int64_t sizes[kMaxDims];
-    int64_t tokens = 1;
-    for (int64_t i = 0; i + 1 < dim; ++i) tokens *= sizes[i] = x.size(i);
-    sizes[dim - 1] = N;
-    Tensor y = empty(dtype_code(x), sizes, dim);
+    check_linear(op, x, values.scalar_type(), bias, N, K, kCpu);
+    auto [y, tokens] = empty_output(x, N, kCpu);
     if (tokens == 0) return y;
 
-    const Tensor rows = !x.is_contiguous() ? torch::stable::contiguous(x)
-                        : is_aligned(x)    ? x
-                                           : torch::stable::clone(x);
+    const Tensor rows = !x.is_contiguous()                ? torch::stable::contiguous(x)
+                        : is_aligned(x, x.element_size()) ? x
+                                                          : torch::stable::clone(x);
     launch(Problem{rows.const_data_ptr(), y.mutable_data_ptr(),
                    bias ? bias->const_data_ptr() : nullptr, tokens, N, K, dtype,
                    torch_parallel_for});
@@ -144,16 +128,16 @@ void check_sparse24(const Sparse24Variant& v, const Tensor& values, const Tensor
     const int64_t G = ceil_div(K, 4);
     const ScalarType type = values.scalar_type();
     if (v.tile_rows == 0) {
-        check_packed(op, "values", values, type, {N, 2 * G});
-        check_packed(op, "meta", meta, ScalarType::Byte, {N, ceil_div(G, 2)});
+        check_packed(op, "values", values, kCpu, type, {N, 2 * G});
+        check_packed(op, "meta", meta, kCpu, ScalarType::Byte, {N, ceil_div(G, 2)});
         return;
     }
     const int64_t T = ceil_div(N, v.tile_rows), C = ceil_div(G, 8);
     if (type == ScalarType::BFloat16)
-        check_packed(op, "values", values, type, {T, 8 * C, v.tile_rows, 2});
+        check_packed(op, "values", values, kCpu, type, {T, 8 * C, v.tile_rows, 2});
     else
-        check_packed(op, "values", values, type, {T, 8 * C, 2, v.tile_rows});
-    check_packed(op, "meta", meta, ScalarType::Int, {T, C, v.tile_rows});
+        check_packed(op, "values", values, kCpu, type, {T, 8 * C, 2, v.tile_rows});
+    check_packed(op, "meta", meta, kCpu, ScalarType::Int, {T, C, v.tile_rows});
 }
 
 template <const Sparse24Variant& V>
@@ -177,13 +161,13 @@ std::tuple<Tensor, Tensor> sparse24_pack_op(const Tensor& values, const Tensor& 
     if (V.pair_codes && dtype != DType::kBFloat16)
         fail(V.pack_op, "values", "be bfloat16", name_of(values.scalar_type()));
     const int64_t G = ceil_div(K, 4), T = ceil_div(N, V.tile_rows), C = ceil_div(G, 8);
-    check_packed(V.pack_op, "values", values, values.scalar_type(), {N, 2 * G});
-    check_packed(V.pack_op, "meta", meta, ScalarType::Byte, {N, ceil_div(G, 2)});
+    check_packed(V.pack_op, "values", values, kCpu, values.scalar_type(), {N, 2 * G});
+    check_packed(V.pack_op, "meta", meta, kCpu, ScalarType::Byte, {N, ceil_div(G, 2)});
     const bool pairs = dtype == DType::kBFloat16;
     const int64_t value_sizes[] = {T, 8 * C, pairs ? V.tile_rows : 2, pairs ? 2 : V.tile_rows};
     const int64_t meta_sizes[] = {T, C, V.tile_rows};
-    Tensor packed_values = empty(dtype_code(values), value_sizes, 4);
-    Tensor packed_meta = empty(aoti_torch_dtype_int32(), meta_sizes, 3);
+    Tensor packed_values = empty(dtype_code(values), value_sizes, 4, kCpu);
+    Tensor packed_meta = empty(aoti_torch_dtype_int32(), meta_sizes, 3, kCpu);
     sparse24_pack({values.const_data_ptr(), static_cast<const uint8_t*>(meta.const_data_ptr()), N,
                    K, dtype, V.tile_rows, V.pair_codes, packed_values.mutable_data_ptr(),
                    static_cast<int32_t*>(packed_meta.mutable_data_ptr()), torch_parallel_for});
@@ -211,13 +195,14 @@ Tensor bitmask_linear(const Tensor& x, const Tensor& values, const Tensor& bitma
     if (V.only_bf16 && values.scalar_type() != ScalarType::BFloat16)
         fail(op, "values", "be bfloat16", name_of(values.scalar_type()));
     const int64_t T = ceil_div(N, V.tile_rows);
-    check_packed(op, "offsets", offsets, ScalarType::Long, {T + 1});
+    check_packed(op, "offsets", offsets, kCpu, ScalarType::Long, {T + 1});
     if (V.tile_rows == 1)
-        check_packed(op, "bitmask", bitmask, ScalarType::Byte, {N, ceil_div(K, 8)});
+        check_packed(op, "bitmask", bitmask, kCpu, ScalarType::Byte, {N, ceil_div(K, 8)});
     else
-        check_packed(op, "bitmask", bitmask, ScalarType::Long, {T, ceil_div(K, 64), V.tile_rows});
+        check_packed(op, "bitmask", bitmask, kCpu, ScalarType::Long,
+                     {T, ceil_div(K, 64), V.tile_rows});
     const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
-    check_values(op, values, "offsets", starts[T], V.tile_rows == 1 ? 0 : kValuesPadding);
+    check_values(op, values, kCpu, "offsets", starts[T], V.tile_rows == 1 ? 0 : kValuesPadding);
     return linear(op, x, values, bias, N, K, [&](const Problem& p) {
         V.launch(p, {values.const_data_ptr(), bitmask.const_data_ptr(), starts});
     });
@@ -232,14 +217,14 @@ std::tuple<Tensor, Tensor, Tensor> bitmask_pack_op(const Tensor& values, const T
         fail(V.pack_op, "values", "be bfloat16", name_of(values.scalar_type()));
     const int64_t T = ceil_div(N, V.tile_rows);
     const int64_t nnz = values.dim() == 1 ? values.size(0) : -1;
-    check_packed(V.pack_op, "values", values, values.scalar_type(), {nnz});
-    check_packed(V.pack_op, "bitmask", bitmask, ScalarType::Byte, {N, ceil_div(K, 8)});
+    check_packed(V.pack_op, "values", values, kCpu, values.scalar_type(), {nnz});
+    check_packed(V.pack_op, "bitmask", bitmask, kCpu, ScalarType::Byte, {N, ceil_div(K, 8)});
     const int64_t value_sizes[] = {nnz + kValuesPadding};
     const int64_t mask_sizes[] = {T, ceil_div(K, 64), V.tile_rows};
     const int64_t offset_sizes[] = {T + 1};
-    Tensor packed_values = empty(dtype_code(values), value_sizes, 1);
-    Tensor packed_mask = empty(aoti_torch_dtype_int64(), mask_sizes, 3);
-    Tensor offsets = empty(aoti_torch_dtype_int64(), offset_sizes, 1);
+    Tensor packed_values = empty(dtype_code(values), value_sizes, 1, kCpu);
+    Tensor packed_mask = empty(aoti_torch_dtype_int64(), mask_sizes, 3, kCpu);
+    Tensor offsets = empty(aoti_torch_dtype_int64(), offset_sizes, 1, kCpu);
     const int64_t found = bitmask_pack(
         {values.const_data_ptr(), static_cast<const uint8_t*>(bitmask.const_data_ptr()), N, K, nnz,
          static_cast<int64_t>(values.element_size()), packed_values.mutable_data_ptr(),
@@ -266,11 +251,11 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
     const char* op = V.linear_op;
     check_isa(op, V.isa);
     check_sizes(op, N, K);
-    check_packed(op, "crow_indices", crow_indices, ScalarType::Long, {N + 1});
+    check_packed(op, "crow_indices", crow_indices, kCpu, ScalarType::Long, {N + 1});
     const auto* crow = static_cast<const int64_t*>(crow_indices.const_data_ptr());
-    check_values(op, values, "crow_indices", crow[N], kValuesPadding);
+    check_values(op, values, kCpu, "crow_indices", crow[N], kValuesPadding);
     const bool wide = col_indices.scalar_type() != ScalarType::UInt16;
-    check_packed(op, "col_indices", col_indices, wide ? ScalarType::Int : ScalarType::UInt16,
+    check_packed(op, "col_indices", col_indices, kCpu, wide ? ScalarType::Int : ScalarType::UInt16,
                  {crow[N] + kValuesPadding});
     return linear(op, x, values, bias, N, K, [&](const Problem& p) {
         V.launch(p, {values.const_data_ptr(), col_indices.const_data_ptr(), wide, crow});

@@ -12,7 +12,7 @@ groups a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -59,13 +59,16 @@ class _Canonical:
         """The same weight with f applied to each tensor."""
         return type(self)(**{k: f(t) for k, t in self.tensors().items()}, shape=self.shape)
 
+    def with_values(self, values: Tensor) -> _Canonical:
+        """Other numbers at the same positions: `values` in the order and shape of this one's."""
+        return replace(self, values=values)
+
     def to(self, device=None, dtype: torch.dtype | None = None) -> _Canonical:
         """On another device, or with the kept weights in another dtype."""
         moved = self.map(lambda t: t.to(device)) if device is not None else self
         if dtype is None or dtype == self.dtype:
             return moved
-        rest = {k: t for k, t in moved.tensors().items() if k != "values"}
-        return type(self)(values=moved.values.to(dtype), shape=self.shape, **rest)
+        return moved.with_values(moved.values.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -168,11 +171,28 @@ def decompress(c: Canonical) -> Tensor:
     N, K = c.shape
     dense = torch.zeros(N, K, dtype=c.dtype, device=c.device)
     if isinstance(c, CSR):
-        rows = torch.repeat_interleave(torch.arange(N, device=c.device), c.crow_indices.diff())
-        dense[rows, c.col_indices.to(torch.int64)] = c.values
+        dense[_rows(c), c.col_indices.to(torch.int64)] = c.values
     else:
         dense[_unpack_bits(c.bitmask, K)] = c.values
     return dense
+
+
+def _rows(c: CSR) -> Tensor:
+    """int64 [nnz]: the row of each value."""
+    return torch.arange(c.shape[0], device=c.device).repeat_interleave(c.crow_indices.diff())
+
+
+def take_kept(dense: Tensor, c: Canonical) -> Tensor:
+    """What `dense` [N, K] holds at the positions that `c` keeps, in the order of `c.values`.
+
+    A group of 2:4 has two positions, kept or not; beyond K there are zeros.
+    """
+    N, K = c.shape
+    if isinstance(c, Sparse24):
+        return groups_of_four(dense).gather(2, _positions(c)).view(N, -1)
+    if isinstance(c, Bitmask):
+        return dense[_unpack_bits(c.bitmask, K)]
+    return dense[_rows(c), c.col_indices.to(torch.int64)]
 
 
 def validate(c: Canonical, name: str = "") -> None:
@@ -298,11 +318,16 @@ def nibbles_of(meta: Tensor, groups: int) -> Tensor:
     return both.flatten(1)[:, :groups]
 
 
+def _positions(c: Sparse24) -> Tensor:
+    """int64 [N, G, 2]: the two positions of each group."""
+    nibbles = nibbles_of(c.meta, -(-c.shape[1] // 4))
+    return torch.stack([nibbles & 3, nibbles >> 2], -1).long()
+
+
 def _decompress_sparse24(c: Sparse24) -> Tensor:
     N, K = c.shape
     G = -(-K // 4)
-    nibbles = nibbles_of(c.meta, G)
-    positions = torch.stack([nibbles & 3, nibbles >> 2], -1).long()
+    positions = _positions(c)
     values = _int_view(c.values).view(N, G, 2)
     groups = torch.zeros(N, G, 4, dtype=values.dtype, device=c.device)
     dense = groups.scatter_(2, positions, values).view(N, 4 * G)[:, :K]

@@ -10,7 +10,7 @@ import torch
 
 from prunekern import ops
 from prunekern.formats import DTYPES
-from prunekern.layouts import LAYOUTS
+from prunekern.layouts import LAYOUTS, RIVALS, device_of, why_not
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Hardware:
         gpu: Name of the first GPU, or why there is none.
         build: Compiler, build type, torch built against, CUDA and why not; empty without a build.
         missing: Variant -> what the CPU lacks for it; empty if it runs.
-        chosen: (format, dtype) -> the layout that a weight gets by default.
+        gpu_reasons: (format, variant for GPUs) -> why it does not run here, or "".
+        chosen: (format, dtype) -> the layout that a weight on the CPU gets by default.
+        chosen_gpu: The same on the first GPU; empty without one.
         problem: Why no compiled op could be loaded, or "".
     """
 
@@ -36,7 +38,9 @@ class Hardware:
     gpu: str
     build: dict[str, object] = field(default_factory=dict)
     missing: dict[str, list[str]] = field(default_factory=dict)
+    gpu_reasons: dict[tuple[str, str], str] = field(default_factory=dict)
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)
+    chosen_gpu: dict[tuple[str, str], str] = field(default_factory=dict)
     problem: str = ""
 
     def __str__(self) -> str:
@@ -51,12 +55,21 @@ class Hardware:
             lines.append(
                 f"build    {build['compiler']}, {build['build_type']}, for torch {build['torch']}"
             )
-            lines.append(f"CUDA     {'built' if build['cuda'] else build['cuda_status']}")
+            architectures = " ".join(build["cuda_architectures"])
+            lines.append(
+                f"CUDA     {build['cuda_status']}, for {architectures}"
+                if build["cuda"]
+                else f"CUDA     not built: {build['cuda_status']}"
+            )
         for variant, lacks in self.missing.items():
             lines.append(f"{variant:<12} {'runs' if not lacks else 'needs ' + ', '.join(lacks)}")
-        lines.append("layout of a weight on the CPU by default:")
-        for (stem, dtype), layout in self.chosen.items():
-            lines.append(f"  {stem:<9} {dtype:<9} {layout}")
+        for (stem, variant), reason in self.gpu_reasons.items():
+            lines.append(f"{variant:<12} {stem}: {reason or 'runs'}")
+        for device, chosen in (("CPU", self.chosen), ("GPU", self.chosen_gpu)):
+            if chosen:
+                lines.append(f"layout of a weight on the {device} by default:")
+            for (stem, dtype), layout in chosen.items():
+                lines.append(f"  {stem:<9} {dtype:<9} {layout}")
         return "\n".join(lines)
 
 
@@ -67,13 +80,6 @@ def hardware() -> Hardware:
         from prunekern import _C
 
         build, missing, name = _C.build_info(), _C.cpu_variants(), _C.cpu_name()
-    chosen = {
-        (stem, str(dtype).removeprefix("torch.")): ops.default_layout(
-            stem, torch.device("cpu"), dtype
-        )
-        for stem in LAYOUTS
-        for dtype in DTYPES
-    }
     return Hardware(
         cpu=name or platform.processor() or platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -82,9 +88,37 @@ def hardware() -> Hardware:
         gpu=_gpu(),
         build=build,
         missing=missing,
-        chosen=chosen,
+        gpu_reasons=_gpu_reasons(),
+        chosen=_chosen("cpu"),
+        chosen_gpu=_chosen("cuda") if torch.cuda.is_available() else {},
         problem=ops.LIBRARY_ERROR or "",
     )
+
+
+def _chosen(device: str) -> dict[tuple[str, str], str]:
+    return {
+        (stem, str(dtype).removeprefix("torch.")): ops.default_layout(
+            stem, torch.device(device), dtype
+        )
+        for stem in LAYOUTS
+        for dtype in DTYPES
+    }
+
+
+def _gpu_reasons() -> dict[tuple[str, str], str]:
+    built = ops.available("cuda")
+    return {
+        (stem, layout): (
+            why_not(stem, layout, ops.facts_of(torch.device("cuda"), torch.float16))
+            if torch.cuda.is_available()
+            else "built, but there is no GPU"
+            if (stem, layout) in built
+            else "not built"
+        )
+        for stem, layouts in LAYOUTS.items()
+        for layout in layouts + RIVALS.get(stem, ())
+        if device_of(layout) == "cuda"
+    }
 
 
 def _gpu() -> str:
@@ -93,7 +127,4 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return f"none: torch was built for CUDA {torch.version.cuda} but finds no device"
     major, minor = torch.cuda.get_device_capability()
-    return (
-        f"{torch.cuda.get_device_name()} (sm_{major}{minor}); there are no GPU kernels yet, "
-        "sparse layers run there by the plain torch reference"
-    )
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"

@@ -14,6 +14,7 @@ C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: 
         meta int32        [T, C, R]         bits 4i..4i+3: group 8c + i
                avx2, avx512   first | second << 2, as in the canonical form
                avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
+    cusparselt, cutlass: see rivals.py
     sm80, sm90a: panels of 64 rows x 64 columns, R = ceil(N / 64), C = ceil(K / 64), four row tiles
     of 16 and two steps of 32 each; lanes as csrc/cuda/sparse24_fragments.h draws them
         values            [R, C, 4 row tiles, 2 steps, 32 lanes, 8]
@@ -45,7 +46,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prunekern.formats import CSR, Bitmask, Canonical, Sparse24, nibbles_of
+from prunekern import rivals
+from prunekern.formats import (
+    CSR,
+    Bitmask,
+    Canonical,
+    Sparse24,
+    compress_sparse24,
+    decompress,
+    nibbles_of,
+)
 
 PADDING = 64  # elements that a kernel may read past the last value
 TILE_ROWS = {"avx2": 8, "avx512": 16, "avx512bf16": 16}
@@ -59,10 +69,19 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "csr": ("avx512", "avx2", "scalar", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
+# Variants that exist for comparison: taken only where somebody names them. See rivals.py.
+RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass")}
+# Layouts for NVIDIA GPUs: first and last compute capability that can run them.
+CAPABILITIES = {
+    "sm90a": ((9, 0), (9, 0)),
+    "sm80": ((8, 0), (99, 9)),
+    "cusparselt": ((8, 0), (99, 9)),
+    "cutlass": ((8, 0), (99, 9)),
+}
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
     "avx512bf16": (torch.bfloat16,),
-    **dict.fromkeys(PANEL_LAYOUTS, (torch.bfloat16, torch.float16)),
+    **dict.fromkeys(CAPABILITIES, (torch.bfloat16, torch.float16)),
 }
 
 _EMPTY_NIBBLE = 0b0100
@@ -103,44 +122,84 @@ def takes_dtype(layout: str, dtype: torch.dtype) -> bool:
     return dtype in ONLY_DTYPES.get(layout, (dtype,))
 
 
-def layout_for(
-    stem: str,
-    *,
-    device: str,
-    isa: frozenset[str],
-    dtype: torch.dtype,
-    available: frozenset[tuple[str, str]],
-) -> str:
-    """The layout to take for a weight, from facts alone: no look at the machine in here.
+def device_of(layout: str) -> str:
+    """Type of the device that the layout is for; "" for "reference", which runs on any."""
+    if layout == "reference":
+        return ""
+    return "cuda" if layout in CAPABILITIES else "cpu"
 
-    Args:
-        stem: sparse24, bitmask or csr.
-        device: Type of the device, "cpu" or another.
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the choice of a layout depends on.
+
+    Attributes:
+        device: Type of the device, "cpu", "cuda" or another.
+        arch: The GPU's compute capability, None on other devices.
         isa: Variants that the CPU can run.
         dtype: Of the weight.
         available: (stem, layout) of the ops that were built.
+    """
+
+    device: str
+    arch: tuple[int, int] | None
+    isa: frozenset[str]
+    dtype: torch.dtype
+    available: frozenset[tuple[str, str]]
+
+
+def why_not(stem: str, layout: str, facts: Facts) -> str:
+    """Why a weight can not have this layout, or ""."""
+    if layout == "reference":
+        return ""
+    if not takes_dtype(layout, facts.dtype):
+        return f"{layout} is for {_dtypes(layout)}, not for {facts.dtype}"
+    if device_of(layout) != facts.device:
+        return f"{layout} runs on {device_of(layout)}, not on {facts.device}"
+    if (stem, layout) not in facts.available:
+        return f"{layout} was not built"
+    if facts.device == "cpu":
+        return "" if layout in facts.isa else f"this CPU lacks instructions of {layout}"
+    first, last = CAPABILITIES[layout]
+    if first <= facts.arch <= last:
+        return ""
+    wanted = ".".join(map(str, first)) + ("" if first == last else " or more")
+    return (
+        f"{layout} needs compute capability {wanted}, this GPU has {facts.arch[0]}.{facts.arch[1]}"
+    )
+
+
+def layout_for(stem: str, facts: Facts) -> str:
+    """The layout to take for a weight, from facts alone: no look at the machine in here.
 
     Returns:
-        The first of LAYOUTS[stem] that is built, runs here and takes the dtype; "reference", which
-        is plain torch, takes all.
+        The first of LAYOUTS[stem] that is built, runs there and takes the dtype; "reference", which
+        is plain torch, takes all. All of them take every shape.
     """
-    if device != "cpu":
-        return "reference"
-    for layout in LAYOUTS[stem]:
-        if takes_dtype(layout, dtype) and layout in isa and (stem, layout) in available:
-            return layout
-    return "reference"
+    return next(layout for layout in LAYOUTS[stem] if not why_not(stem, layout, facts))
+
+
+def why_reference(stem: str, facts: Facts) -> str:
+    """Where `layout_for` says "reference": why none of the device's own layouts is taken."""
+    own = [layout for layout in LAYOUTS[stem] if device_of(layout) == facts.device]
+    if not own:
+        return f"{stem} has no kernels for {facts.device}"
+    return "; ".join(why_not(stem, layout, facts) for layout in own)
+
+
+def _dtypes(layout: str) -> str:
+    return " or ".join(map(str, ONLY_DTYPES[layout]))
 
 
 def check_layout(stem: str, layout: str, dtype: torch.dtype, who: str = "pack") -> None:
     """Raises ValueError unless the format has this layout and the layout takes the dtype."""
-    if layout not in LAYOUTS[stem]:
+    known = LAYOUTS[stem] + RIVALS.get(stem, ())
+    if layout not in known:
         raise ValueError(
-            f"{who}: layout of {stem} must be one of {', '.join(LAYOUTS[stem])}, got {layout!r}"
+            f"{who}: layout of {stem} must be one of {', '.join(known)}, got {layout!r}"
         )
     if not takes_dtype(layout, dtype):
-        allowed = " or ".join(map(str, ONLY_DTYPES[layout]))
-        raise ValueError(f"{who}: {layout} must have {allowed} weights, got {dtype}")
+        raise ValueError(f"{who}: {layout} must have {_dtypes(layout)} weights, got {dtype}")
 
 
 def pack(c: Canonical, layout: str) -> Packed:
@@ -151,7 +210,7 @@ def pack(c: Canonical, layout: str) -> Packed:
     """
     check_layout(c.stem, layout, c.dtype)
     packer = getattr(torch.ops.prunekern, f"{c.stem}_pack_{layout}", None)
-    if packer is None or c.device.type != "cpu":
+    if packer is None or c.device.type != device_of(layout):
         return pack_reference(c, layout)
     first, second = (c.values, c.meta) if isinstance(c, Sparse24) else (c.values, c.bitmask)
     return Packed(c.stem, layout, c.shape, tuple(packer(first, second, *c.shape)))
@@ -165,7 +224,7 @@ def pack_reference(c: Canonical, layout: str) -> Packed:
 
 
 def unpack(packed: Packed) -> Canonical:
-    """The canonical tensors that were packed, to the bit."""
+    """The canonical tensors that were packed, to the bit; for the two of rivals.py see there."""
     unpack_one = {"sparse24": _unpack_sparse24, "bitmask": _unpack_bitmask, "csr": _unpack_csr}
     return unpack_one[packed.stem](packed)
 
@@ -182,6 +241,8 @@ def _pack_sparse24(c: Sparse24, layout: str) -> tuple[Tensor, Tensor]:
         return c.values, c.meta
     if layout in PANEL_LAYOUTS:
         return _pack_panels(c)
+    if layout in RIVALS["sparse24"]:
+        return rivals.pack(decompress(c), layout)
     N, K = c.shape
     R = TILE_ROWS[layout]
     G = -(-K // 4)
@@ -205,7 +266,13 @@ def _unpack_sparse24(packed: Packed) -> Sparse24:
     if packed.layout in ("reference", "scalar"):
         return Sparse24(values=values, meta=meta, shape=packed.shape)
     if packed.layout in PANEL_LAYOUTS:
-        return _unpack_panels(packed)
+        unpacker = getattr(torch.ops.prunekern, f"sparse24_unpack_{packed.layout}", None)
+        if unpacker is None or values.device.type != "cuda":
+            return _unpack_panels(packed)
+        values, meta = unpacker(values, meta, *packed.shape)
+        return Sparse24(values=values, meta=meta, shape=packed.shape)
+    if packed.layout in RIVALS["sparse24"]:
+        return compress_sparse24(rivals.unpack(values, meta, packed.layout, packed.shape))
     N, K = packed.shape
     G = -(-K // 4)
     T, C, R = meta.shape

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prunekern import formats
 from prunekern.formats import Canonical
 from prunekern.layouts import check_layout, pack, unpack
-from prunekern.ops import default_layout, linear_with_grad, op_for
+from prunekern.ops import check_runs, default_layout, linear_with_grad, op_for
 from prunekern.pruning.masks import nm_mask
 
 
@@ -16,8 +16,8 @@ class SparseLinear(nn.Module):
     """y[..., N] = x[..., K] W[N, K]^T + bias[N], W pruned and compressed.
 
     In memory there is only the packed weight; a state dict and a pickle hold canonical tensors, so
-    that they load on any machine. `.to(...)` packs anew for the new dtype or device. Differentiable
-    in x and bias; the weight is fixed.
+    that they load on any machine. `.to(...)` packs anew for the new dtype or device, where another
+    kernel may read another order. Differentiable in x and bias; the weight is fixed.
 
     Attributes:
         in_features: K.
@@ -140,6 +140,7 @@ class SparseLinear(nn.Module):
         if layout is None:
             layout = default_layout(canonical.stem, canonical.device, canonical.dtype)
         check_layout(canonical.stem, layout, canonical.dtype, "SparseLinear")
+        check_runs(canonical.stem, layout, canonical.device, canonical.dtype, "SparseLinear")
         op = op_for(canonical.stem, layout, "SparseLinear")
         packed = pack(canonical, layout)
         self._packed, self._op, self._tensors = packed, op, packed.tensors

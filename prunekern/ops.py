@@ -14,10 +14,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunekern import reference
-from prunekern.formats import decompress
-from prunekern.layouts import BITMASK_TILE_ROWS, LAYOUTS, PADDING, TILE_ROWS, Packed, unpack
-from prunekern.layouts import layout_for as _layout_for
+from prunekern import reference, rivals
+from prunekern.formats import decompress, take_kept
+from prunekern.layouts import (
+    BITMASK_TILE_ROWS,
+    LAYOUTS,
+    PADDING,
+    PANEL_LAYOUTS,
+    RIVALS,
+    TILE_ROWS,
+    Facts,
+    Packed,
+    device_of,
+    layout_for,
+    unpack,
+    why_not,
+)
 
 _SCHEMAS = {
     "sparse24": "(Tensor x, Tensor values, Tensor meta, Tensor? bias, int out_features, "
@@ -55,14 +67,17 @@ LIBRARY_ERROR = _load_library()
 
 
 def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
-    """Registers references and fakes; returns (stem, layout) -> op."""
+    """Registers references, rivals and fakes; returns (stem, layout) -> op."""
     fragment = torch.library.Library("prunekern", "FRAGMENT")
     _register.keep_alive = fragment
     table = {}
+    for layout in rivals.installed():
+        fragment.define(f"sparse24_linear_{layout}{_SCHEMAS['sparse24']}")
+        fragment.impl(f"sparse24_linear_{layout}", rivals.LINEARS[layout], "CUDA")
     for stem, layouts in LAYOUTS.items():
         fragment.define(f"{stem}_linear_reference{_SCHEMAS[stem]}")
         fragment.impl(f"{stem}_linear_reference", _REFERENCES[stem], "CompositeExplicitAutograd")
-        for layout in layouts:
+        for layout in layouts + RIVALS.get(stem, ()):
             name = f"{stem}_linear_{layout}"
             if hasattr(torch.ops.prunekern, name):
                 table[stem, layout] = getattr(torch.ops.prunekern, name).default
@@ -73,6 +88,12 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
                     functools.partial(_FAKE_PACKS[stem], layout),
                     lib=fragment,
                 )
+    for name, fake in (
+        *((f"sparse24_unpack_{layout}", _fake_sparse24_unpack) for layout in PANEL_LAYOUTS),
+        ("sparse24_decompress", _fake_decompress),
+    ):
+        if hasattr(torch.ops.prunekern, name):
+            torch.library.register_fake(f"prunekern::{name}", fake, lib=fragment)
     return table
 
 
@@ -81,10 +102,24 @@ def _fake_linear(x, *args):
 
 
 def _fake_sparse24_pack(layout, values, meta, out_features, in_features):
+    if layout in PANEL_LAYOUTS:
+        panels = (-(-out_features // 64), -(-in_features // 64))
+        words = meta.new_empty((*panels, 32, 4), dtype=torch.int32)
+        return values.new_empty((*panels, 4, 2, 32, 8)), words
     R = TILE_ROWS[layout]
     T, C = -(-out_features // R), -(-in_features // 32)
     pair = (R, 2) if values.dtype == torch.bfloat16 else (2, R)
     return values.new_empty((T, 8 * C, *pair)), meta.new_empty((T, C, R), dtype=torch.int32)
+
+
+def _fake_sparse24_unpack(values, meta, out_features, in_features):
+    groups = -(-in_features // 4)
+    packed = meta.new_empty((out_features, -(-groups // 2)), dtype=torch.uint8)
+    return values.new_empty((out_features, 2 * groups)), packed
+
+
+def _fake_decompress(values, meta, out_features, in_features):
+    return values.new_empty((out_features, in_features))
 
 
 def _fake_bitmask_pack(layout, values, bitmask, out_features, in_features):
@@ -109,7 +144,10 @@ def _find_cpu_isa() -> frozenset[str]:
 
 # Facts of this process, found once: torch.compile could not look into the functions that find them.
 _CPU_ISA = _find_cpu_isa()
-_AVAILABLE = frozenset(key for key in OPS if key[1] in _CPU_ISA)
+_AVAILABLE = {
+    "cpu": frozenset(key for key in OPS if key[1] in _CPU_ISA),
+    "cuda": frozenset(key for key in OPS if device_of(key[1]) in ("", "cuda")),
+}
 
 
 def cpu_isa() -> frozenset[str]:
@@ -117,14 +155,35 @@ def cpu_isa() -> frozenset[str]:
     return _CPU_ISA
 
 
-def available() -> frozenset[tuple[str, str]]:
-    """(stem, layout) of every op that was built and runs on this CPU."""
-    return _AVAILABLE
+def available(device: str = "cpu") -> frozenset[tuple[str, str]]:
+    """(stem, layout) of every op that runs on this CPU, or that was built for GPUs ("cuda")."""
+    return _AVAILABLE[device]
+
+
+def facts_of(device: torch.device, dtype: torch.dtype) -> Facts:
+    """What `layout_for` needs to know for a weight on a device of this machine."""
+    return Facts(
+        device=device.type,
+        arch=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        isa=cpu_isa(),
+        dtype=dtype,
+        available=available("cuda" if device.type == "cuda" else "cpu"),
+    )
 
 
 def default_layout(stem: str, device: torch.device, dtype: torch.dtype) -> str:
     """The layout that `layout_for` takes on this machine."""
-    return _layout_for(stem, device=device.type, isa=cpu_isa(), dtype=dtype, available=available())
+    return layout_for(stem, facts_of(device, dtype))
+
+
+def check_runs(stem: str, layout: str, device: torch.device, dtype: torch.dtype, who: str) -> None:
+    """Raises ValueError where a weight of this dtype on this device can not have the layout."""
+    reason = why_not(stem, layout, facts_of(device, dtype))
+    if reason:
+        here = ", ".join(n for n in LAYOUTS[stem] if (stem, n) in facts_of(device, dtype).available)
+        raise ValueError(
+            f"{who}: layout of {stem} must be one that runs here ({here}), got {layout!r}: {reason}"
+        )
 
 
 def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload:
@@ -133,7 +192,7 @@ def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload
     Raises:
         ValueError: It was not built, or this CPU can not run it.
     """
-    if (stem, layout) not in available():
+    if (stem, layout) not in _AVAILABLE["cpu"] and (stem, layout) not in _AVAILABLE["cuda"]:
         here = ", ".join(name for name in LAYOUTS[stem] if (stem, name) in available())
         raise ValueError(
             f"{who}: layout of {stem} must be one that runs here ({here}), got {layout!r}; "
@@ -142,8 +201,20 @@ def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload
     return OPS[stem, layout]
 
 
+def _dense(packed: Packed) -> Tensor:
+    """The dense weight; on a GPU by a kernel where there is one, without more memory than that."""
+    c = unpack(packed)
+    if packed.layout in PANEL_LAYOUTS and c.device.type == "cuda":
+        return torch.ops.prunekern.sparse24_decompress(c.values, c.meta, *c.shape)
+    return decompress(c)
+
+
 class _Linear(torch.autograd.Function):
-    """Gradients with respect to x and bias; the packed weight is fixed."""
+    """Gradients with respect to x and bias; the packed weight is fixed.
+
+    For that of x the weight is unpacked and made dense on its device: 1.5625 times the bytes of the
+    dense weight at 16 bits for as long as the product takes, one layer at a time.
+    """
 
     @staticmethod
     def forward(ctx, x, bias, op, packed):
@@ -154,7 +225,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ decompress(unpack(ctx.packed)).to(grad.dtype)
+            grad_x = grad @ _dense(ctx.packed).to(grad.dtype)
         if ctx.needs_input_grad[1]:
             grad_bias = grad.flatten(0, -2).sum(0) if grad.dim() > 1 else grad
         return grad_x, grad_bias, None, None
@@ -163,6 +234,22 @@ class _Linear(torch.autograd.Function):
 def linear_with_grad(x: Tensor, bias: Tensor | None, op, packed: Packed) -> Tensor:
     """`op` on a packed weight, recorded for autograd."""
     return _Linear.apply(x, bias, op, packed)
+
+
+def weight_grad(x: Tensor, grad: Tensor, packed: Packed) -> Tensor:
+    """The gradient of the kept weights, dL/dW = grad^T x where W keeps one: to train them on.
+
+    Args:
+        x: [..., K], the layer's input.
+        grad: [..., N], dL/dy.
+        packed: W.
+
+    Returns:
+        Of the shape and in the order of the canonical `values`, in x's dtype. The product is dense,
+        N K elements for a moment, as kept weights are scattered.
+    """
+    dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    return take_kept(dense, unpack(packed))
 
 
 def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:

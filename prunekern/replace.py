@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from prunekern import formats
-from prunekern.layouts import check_layout
+from prunekern.layouts import check_layout, why_reference
 from prunekern.nn import SparseLinear, count_broken_groups
-from prunekern.ops import default_layout, op_for
+from prunekern.ops import check_runs, facts_of
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
 
 
@@ -30,6 +30,7 @@ class ReplacedLayer:
         bytes_after: Of the weight, padding included.
         energy_kept: Share of the sum of squares that is left.
         reason: Why it was left dense, or "".
+        note: Why no kernel of ours runs it, only the slow reference, or "".
     """
 
     name: str
@@ -40,6 +41,7 @@ class ReplacedLayer:
     bytes_after: int
     energy_kept: float = 1.0
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class ReplaceReport:
                     else f"{layer.kernel}/{layer.layout}  {layer.bytes_before:,} -> "
                     f"{layer.bytes_after:,} bytes  energy kept {layer.energy_kept:6.1%}"
                 )
+                + (f"  ({layer.note})" if layer.note else "")
             )
         return "\n".join(lines)
 
@@ -219,7 +222,7 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
     stem = formats.FORMATS[kernel].stem
     if layout is not None:
         check_layout(stem, layout, weight.dtype, who)
-    op_for(stem, layout or default_layout(stem, weight.device, weight.dtype), who)
+        check_runs(stem, layout, weight.device, weight.dtype, who)
     if kernel == "2:4" and not prune:
         broken = count_broken_groups(weight)
         if broken:
@@ -240,6 +243,9 @@ def _swap(
     energy_kept = 1.0
     if kept.count_nonzero() < weight.count_nonzero():
         energy_kept = (kept.double().square().sum() / weight.double().square().sum()).item()
+    note = ""
+    if layout is None and sparse.layout == "reference":
+        note = why_reference(formats.FORMATS[kernel].stem, facts_of(weight.device, weight.dtype))
     row = ReplacedLayer(
         name,
         tuple(weight.shape),
@@ -248,13 +254,14 @@ def _swap(
         before,
         sparse.nbytes,
         energy_kept,
+        note=note,
     )
     return sparse, row
 
 
 def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:
     """The row of a second name for a layer that was swapped already: it weighs nothing more."""
-    return ReplacedLayer(name, row.shape, row.kernel, row.layout, 0, 0, row.energy_kept)
+    return replace(row, name=name, bytes_before=0, bytes_after=0)
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -291,6 +298,14 @@ def _warn(report: ReplaceReport, kernel: str) -> None:
             f"replace_linears: pruned {len(lossy)} of {len(report.layers)} layers to {kernel} by "
             f"magnitude, {lost:.1%} of their weight energy is lost; prunekern.prune does it by "
             "choice, prune=False refuses",
+            stacklevel=3,
+        )
+    slow = [layer for layer in report.layers if layer.note]
+    if slow:
+        notes = "; ".join(sorted({layer.note for layer in slow}))
+        warnings.warn(
+            f"replace_linears: {len(slow)} of {len(report.layers)} layers run by the plain torch "
+            f"reference, slower than dense: {notes}",
             stacklevel=3,
         )
     if not report.replaced:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunekern import ops
 from prunekern.formats import DTYPES
-from prunekern.layouts import LAYOUTS, Packed, takes_dtype
+from prunekern.layouts import LAYOUTS, RIVALS, Packed, takes_dtype
 from prunekern.pruning.masks import nm_mask
 
 # (N, K) on and off every tile of every layout.
@@ -41,14 +41,14 @@ def random_weight(
     return weight.masked_fill(~mask, 0.0).to(dtype)
 
 
-def variants() -> list[tuple[str, str, torch.dtype]]:
-    """(stem, layout, dtype) of every op that runs here."""
+def variants(device: str = "cpu") -> list[tuple[str, str, torch.dtype]]:
+    """(stem, layout, dtype) of every op that runs on this CPU, or was built for GPUs ("cuda")."""
     return [
         (stem, layout, dtype)
         for stem, layouts in LAYOUTS.items()
-        for layout in layouts
+        for layout in layouts + RIVALS.get(stem, ())
         for dtype in DTYPES
-        if (stem, layout) in ops.available() and takes_dtype(layout, dtype)
+        if (stem, layout) in ops.available(device) and takes_dtype(layout, dtype)
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from prunekern import _C, ops
 from prunekern.formats import FORMATS, compress
-from prunekern.layouts import LAYOUTS, ONLY_DTYPES, pack
+from prunekern.layouts import LAYOUTS, ONLY_DTYPES, PANEL_LAYOUTS, pack
 from prunekern.testing import random_weight
 
 KERNEL = {cls.stem: name for name, cls in FORMATS.items()}
@@ -43,8 +43,10 @@ def _runs(key):
 
 def test_build_info_names_what_was_built():
     info = _C.build_info()
-    assert set(info["variants"]) == {f"{stem}_{layout}" for stem, layout in COMPILED}
-    assert info["cuda"] is False and info["cuda_status"]
+    on_gpu = {key for key in ops.available("cuda") if key[1] in PANEL_LAYOUTS}
+    assert set(info["variants"]) == {f"{stem}_{layout}" for stem, layout in COMPILED | on_gpu}
+    assert info["cuda"] == bool(on_gpu) == bool(info["cuda_architectures"])
+    assert info["cuda_status"]
     assert info["compiler"].split()[1][0].isdigit()
     assert tuple(int(n) for n in info["torch"].split(".")[:2]) >= (2, 10)
 

@@ -68,8 +68,14 @@ def test_a_build_is_described_and_what_is_missing_has_a_reason():
 def test_a_feature_that_the_cpu_lacks_is_named():
     from prunekern.hardware import Hardware
 
-    old = Hardware("486", 1, 1, "2.13", "none", {}, {"avx512": ["avx512f", "avx512bw"]}, {}, "gone")
+    old = Hardware(
+        "486", 1, 1, "2.13", "none",
+        missing={"avx512": ["avx512f", "avx512bw"]},
+        gpu_reasons={("sparse24", "sm80"): "not built"},
+        problem="gone",
+    )  # fmt: skip
     assert "avx512       needs avx512f, avx512bw" in str(old)
+    assert "sm80         sparse24: not built" in str(old)
     assert "build    none: gone" in str(old)
 
 

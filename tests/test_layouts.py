@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,15 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekern import ops
-from prunekern.formats import DTYPES, FORMATS, compress, decompress, nibbles_of
+from prunekern.formats import DTYPES, FORMATS, compress, decompress, nibbles_of, validate
 from prunekern.layouts import (
     LAYOUTS,
     PANEL_LAYOUTS,
+    RIVALS,
+    Facts,
     layout_for,
     pack,
     pack_reference,
     takes_dtype,
     unpack,
+    why_not,
+    why_reference,
 )
 from prunekern.testing import random_weight
 
@@ -48,6 +53,7 @@ def test_packers_agree_and_unpack_inverts(case, n, k, density, seed):
         assert ours.shape == wanted.shape and ours.dtype == wanted.dtype
         assert torch.equal(bits(ours), bits(wanted))
     again = unpack(packed)
+    validate(again)
     for name, tensor in c.tensors().items():
         assert torch.equal(bits(again.tensors()[name]), bits(tensor)), name
 
@@ -141,11 +147,68 @@ def test_bitmask_order_is_tile_chunk_row():
     ],
 )
 def test_layout_for_takes_the_best_that_runs(isa, dtype, wanted):
-    everything = frozenset((s, v) for s, vs in LAYOUTS.items() for v in vs)
-    facts = {"isa": frozenset(isa), "dtype": dtype}
-    assert layout_for("sparse24", device="cpu", available=everything, **facts) == wanted
-    assert layout_for("sparse24", device="cuda", available=everything, **facts) == "reference"
-    assert layout_for("sparse24", device="cpu", available=frozenset(), **facts) == "reference"
+    facts = Facts("cpu", None, frozenset(isa), dtype, EVERYTHING)
+    assert layout_for("sparse24", facts) == wanted
+    assert layout_for("sparse24", replace(facts, available=frozenset())) == "reference"
+    assert layout_for("sparse24", replace(facts, device="xpu")) == "reference"
+
+
+ALL_VARIANTS = {(s, v) for s, vs in LAYOUTS.items() for v in vs + RIVALS.get(s, ())}
+EVERYTHING = frozenset(ALL_VARIANTS)
+NO_SM90A = EVERYTHING - {("sparse24", "sm90a")}
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "available", "wanted", "reason"),
+    [
+        ((8, 0), torch.float16, EVERYTHING, "sm80", ""),
+        ((8, 9), torch.bfloat16, EVERYTHING, "sm80", ""),
+        ((9, 0), torch.bfloat16, EVERYTHING, "sm90a", ""),
+        ((9, 0), torch.bfloat16, NO_SM90A, "sm80", ""),
+        ((10, 0), torch.float16, EVERYTHING, "sm80", ""),
+        ((12, 0), torch.float16, EVERYTHING, "sm80", ""),
+        ((7, 5), torch.float16, EVERYTHING, "reference", "sm80 needs compute capability 8.0 or mo"),
+        ((9, 0), torch.float32, EVERYTHING, "reference", "not for torch.float32"),
+        ((9, 0), torch.float16, frozenset(), "reference", "sm90a was not built; sm80 was not buil"),
+    ],
+)
+def test_layout_for_on_a_gpu(arch, dtype, available, wanted, reason):
+    facts = Facts("cuda", arch, frozenset({"scalar", "avx2"}), dtype, available)
+    assert layout_for("sparse24", facts) == wanted
+    if wanted == "reference":
+        assert reason in why_reference("sparse24", facts)
+    assert layout_for("csr", facts) == "reference"
+    assert why_reference("csr", facts) == "csr has no kernels for cuda"
+
+
+def test_every_layout_that_is_not_taken_has_a_reason():
+    cpu = Facts("cpu", None, frozenset({"scalar"}), torch.bfloat16, EVERYTHING)
+    hopper = Facts("cuda", (9, 0), cpu.isa, torch.bfloat16, EVERYTHING)
+    reasons = {
+        ("sm80", cpu): "sm80 runs on cuda, not on cpu",
+        ("avx2", cpu): "this CPU lacks instructions of avx2",
+        ("avx2", hopper): "avx2 runs on cpu, not on cuda",
+        ("sm90a", replace(hopper, arch=(8, 6))): (
+            "sm90a needs compute capability 9.0, this GPU has 8.6"
+        ),
+        ("cusparselt", replace(hopper, dtype=torch.float32)): (
+            "cusparselt is for torch.bfloat16 or torch.float16, not for torch.float32"
+        ),
+    }
+    for (layout, facts), reason in reasons.items():
+        assert why_not("sparse24", layout, facts) == reason
+    for layout in ("sm90a", "sm80", "cusparselt", "cutlass", "reference"):
+        assert why_not("sparse24", layout, hopper) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (33, 70), (64, 128)])
+def test_cutlass_form_gives_the_weight_back(shape, dtype):
+    weight = random_weight("2:4", *shape, dtype)
+    packed = pack(compress(weight, "2:4"), "cutlass")
+    N, K = (-(-shape[0] // 32) * 32, -(-shape[1] // 64) * 64)
+    assert packed.tensors[0].shape == (N, K // 2)
+    assert torch.equal(decompress(unpack(packed)), weight)
 
 
 def test_unknown_layouts_are_refused():

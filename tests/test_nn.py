@@ -114,6 +114,34 @@ def test_to_dtype_packs_anew(llama, ids):
         layer.to("meta")
 
 
+def test_a_move_packs_for_the_new_device(monkeypatch):
+    """Without a second device: what is asked for when the dtype changes stands for it."""
+    layer = SparseLinear.from_linear(nn.Linear(8, 4, dtype=torch.float32))
+    asked = []
+
+    def default_layout(stem, device, dtype):
+        asked.append((stem, device.type, dtype))
+        return "reference"
+
+    monkeypatch.setattr("prunekern.nn.default_layout", default_layout)
+    weight = layer.weight
+    layer.half()
+    assert asked == [("sparse24", "cpu", torch.float16)] and layer.layout == "reference"
+    assert torch.equal(layer.weight, weight.half())
+    layer.to("cpu")
+    assert len(asked) == 1  # nothing has changed
+
+
+def test_layers_without_a_kernel_are_told(llama, monkeypatch):
+    monkeypatch.setattr("prunekern.nn.default_layout", lambda *_: "reference")
+    monkeypatch.setattr("prunekern.replace.why_reference", lambda *_: "the moon is full")
+    model = llama()
+    prunekern.prune(model, "2:4", targets="q_proj")
+    with pytest.warns(UserWarning, match=r"2 of 2 layers run by the plain torch .*: the moon is"):
+        report = prunekern.replace_linears(model, targets="q_proj")
+    assert "2:4/reference" in str(report) and "(the moon is full)" in str(report)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradients_reach_inputs_and_biases(llama, ids, kernel):
     dense, sparse = pruned(llama, kernel, attention_bias=True)
@@ -198,6 +226,13 @@ def test_bad_input_is_refused_before_anything_changes(llama):
     swap = prunekern.replace_linears
     unchanged(llama(), lambda m: swap(m, "4:2"), "kernel must be one of 2:4, csr, bitmask")
     unchanged(llama(), lambda m: swap(m, layout="sm70"), "layout of sparse24 must be one of")
+    unchanged(
+        llama(), lambda m: swap(m, layout="sm80"), "must have torch.bfloat16 or torch.float16"
+    )
+    unchanged(
+        llama().half(), lambda m: swap(m, layout="sm80"),
+        r"q_proj: layout of sparse24 must be one that runs here .*sm80 runs on cuda, not on cpu",
+    )  # fmt: skip
     unchanged(llama(), lambda m: swap(m, layout="avx512bf16"), "must have torch.bfloat16 weights")
     unchanged(llama(), lambda m: swap(m, targets="wq"), "must match a Linear layer, got 'wq'")
     unchanged(

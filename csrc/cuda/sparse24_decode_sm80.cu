@@ -4,24 +4,25 @@
 // warp takes panels of 64 x 64 one by one, straight from global memory into the registers that the
 // instruction wants, and a block's warps take turns along K:
 //
-//        K ──▶  c     c+1    c+2    c+3    c+4 ...            panel: 9 16-byte loads a lane,
-//     W  64  | w 0  | w 1  | w 2  | w 3  | w 0  ...           the next one's in flight meanwhile
-//     x   M  | ring of w 0 | ring of w 1 | ...                cp.async to shared memory, a ring of
-//                                                             kStages panels a warp: no barriers
+//        K -->  c     c+1    c+2    c+3    c+4 ...         panel: 9 16-byte loads a lane, the
+//     W  64  | w 0  | w 1  | w 2  | w 3  | w 0  ...        next one's in flight meanwhile
+//     x   M  | ring of w 0 | ring of w 1 | ...             cp.async to shared memory, a ring of
+//                                                          kStages panels a warp: no barriers
 //
 // x in shared memory: a token's 128 bytes of a panel, its 16-byte pieces in the order piece ^
 // (token % 8), so that copies and ldmatrix are without conflicts; ldmatrix gives B's fragment as it
 // lies. Blocks take equal stripes of all panels (stripes.h) and a row group's parts are added in a
 // fixed order: within the block by warp, then by block (combine.cuh).
 //
-// Limit: bytes of W, 1.125 a weight, read once; x adds 2 M / 64 bytes a weight from L2, a quarter
-// of W's at M = 8. By Little's law 12 (A100), 17 (H100), 5 (RTX 4090) KB must be in flight a
-// multiprocessor; 8 warps with two panels each have up to 74, one panel 37. Issue: 27 instructions
-// a panel in the loop, 6.7 for 1024 weights, of the 172 (A100) that 1024 weights' bytes last.
+// Limit: bytes of W, 1.125 a weight, read once; x adds M / 32 bytes a weight from L2, a fifth of
+// W's at M = 8. By Little's law 12 (A100), 17 (H100), 5 (RTX 4090) KB must be in flight a
+// multiprocessor; two blocks' 8 warps with a panel and the next have 37 to 74. Issue: 38
+// instructions a panel in the loop, 9.5 for 1024 weights, of the 172 that an A100 has time for.
 //
 // One token uses one of the eight columns of an mma.sp. A product by plain FMAs would be no better:
-// for 1024 weights it needs 16 FMAs, 16 selections of x by the metadata and 8 conversions a lane,
-// more than all of the above together, and saves two mma.sp that nobody waits for.
+// 1024 weights are 512 kept ones, for each lane 16 FMAs, 16 selections of x by the metadata and 8
+// conversions of pairs: more than all of the above together, to save two mma.sp that nobody waits
+// for.
 #include "combine.cuh"
 #include "elements.cuh"
 #include "ptx.cuh"

@@ -1,0 +1,251 @@
+// The ops on a GPU: what checks arguments and launches kernels. Schemas: ops.cpp.
+//
+// Nothing here waits for the device. Launches go to torch's current stream of the weight's device,
+// and can be captured into a CUDA graph.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+#include <tuple>
+
+#include "checks.h"
+#include "cuda/kernels_cuda.h"
+#include "cuda/sparse24_convert.h"
+#include "cuda/sparse24_fragments.h"
+#include "cuda/workspace.h"
+#include "tensors.h"
+
+namespace prunekern {
+namespace {
+
+constexpr uintptr_t kAlignment = 16;  // bytes, of a vector load
+constexpr int64_t kRowMultiple = 8;   // 16-bit elements in as many bytes
+
+// Kernels count rows and columns in 32 bits, rounded up to their tiles.
+constexpr int64_t kMaxSize = INT32_MAX - 1024;
+
+constexpr size_t kMaxDevices = 128;  // indices of torch have 8 bits, with a sign
+
+struct Gpu {
+    int capability;  // 10 major + minor
+    int64_t sms;
+};
+
+void check_cuda(const char* op, const char* what, cudaError_t error) {
+    if (error != cudaSuccess) fail(op, what, "succeed", cudaGetErrorString(error));
+}
+
+const Gpu& gpu(const char* op, int device) {
+    static std::array<Gpu, kMaxDevices> gpus;
+    static std::array<std::once_flag, kMaxDevices> asked;
+    const auto i = static_cast<size_t>(device);
+    std::call_once(asked.at(i), [&] {
+        int major = 0, minor = 0, sms = 0;
+        const std::pair<int*, cudaDeviceAttr> wanted[] = {
+            {&major, cudaDevAttrComputeCapabilityMajor},
+            {&minor, cudaDevAttrComputeCapabilityMinor},
+            {&sms, cudaDevAttrMultiProcessorCount}};
+        for (const auto& [value, attribute] : wanted)
+            check_cuda(op, "asking for the GPU's attributes",
+                       cudaDeviceGetAttribute(value, attribute, device));
+        gpus[i] = {10 * major + minor, sms};
+    });
+    return gpus[i];
+}
+
+// torch's device and stream for as long as an op runs.
+class Current {
+  public:
+    explicit Current(int device) : guard_(device) {
+        void* stream = nullptr;
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+        stream_ = static_cast<cudaStream_t>(stream);
+    }
+    cudaStream_t stream() const { return stream_; }
+
+  private:
+    torch::stable::accelerator::DeviceGuard guard_;
+    cudaStream_t stream_;
+};
+
+struct Sparse24Variant {
+    const char* linear_op;
+    const char* pack_op;
+    const char* unpack_op;
+    int first_capability, last_capability;
+    const char* capabilities;
+    cudaError_t (*prepare)();  // before the first launch on a device, or null
+    cudaError_t (*launch)(const CudaProblem&, const PanelWeight&);
+};
+
+template <const Sparse24Variant& V>
+void prepare_once(int device) {
+    static std::array<std::once_flag, kMaxDevices> prepared;
+    if (V.prepare == nullptr) return;
+    std::call_once(prepared.at(static_cast<size_t>(device)),
+                   [] { check_cuda(V.linear_op, "preparing the kernels", V.prepare()); });
+}
+
+// x as rows that kernels read with 16-byte loads: a copy where it is a view with other strides,
+// starts elsewhere, or has rows of another length. Those are padded with zeros up to a multiple of
+// 8: a packed weight has the same panels for either length, and zeros there. The copy is the price
+// of such a shape, paid by K % 8 != 0 only.
+Tensor aligned_rows(const Tensor& x, int64_t K) {
+    if (K % kRowMultiple != 0) {
+        const int64_t padding[] = {0, ceil_div(K, kRowMultiple) * kRowMultiple - K};
+        return torch::stable::contiguous(torch::stable::pad(x, padding));
+    }
+    if (!x.is_contiguous()) return torch::stable::contiguous(x);
+    return is_aligned(x, kAlignment) ? x : torch::stable::clone(x);
+}
+
+// The weight's device and dtype: sizes, and 16 bits on a GPU.
+Device check_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
+    const Device device = values.device();
+    if (device.type() != DeviceType::CUDA)
+        fail(op, "values", "be on a CUDA device", name_of(device));
+    check_sizes(op, N, K);
+    if (N > kMaxSize || K > kMaxSize)
+        fail(op, "out_features and in_features", "be below 2^31 - 1024", std::max(N, K));
+    if (dtype_of(op, "values", values) == DType::kFloat32)
+        fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
+    return device;
+}
+
+void check_panels(const char* op, const Tensor& values, const Tensor& meta, int64_t N, int64_t K,
+                  const Device& device) {
+    namespace panel = sparse24_fragments;
+    const int64_t R = panel::row_groups(N), C = panel::column_tiles(K);
+    check_packed(op, "values", values, device, values.scalar_type(),
+                 {R, C, panel::kRowTiles, panel::kSteps, panel::kLanes, 8}, kAlignment);
+    check_packed(op, "meta", meta, device, ScalarType::Int, {R, C, panel::kLanes, panel::kRowTiles},
+                 kAlignment);
+}
+
+void check_canonical(const char* op, const Tensor& values, const Tensor& meta, int64_t N, int64_t K,
+                     const Device& device) {
+    const int64_t G = ceil_div(K, 4);
+    check_packed(op, "values", values, device, values.scalar_type(), {N, 2 * G});
+    check_packed(op, "meta", meta, device, ScalarType::Byte, {N, ceil_div(G, 2)});
+}
+
+template <const Sparse24Variant& V>
+Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta,
+                       const std::optional<Tensor>& bias, int64_t N, int64_t K) {
+    const char* op = V.linear_op;
+    const Device device = check_weight(op, values, N, K);
+    check_panels(op, values, meta, N, K, device);
+    check_linear(op, x, values.scalar_type(), bias, N, K, device);
+    const Gpu& facts = gpu(op, device.index());
+    if (facts.capability < V.first_capability || facts.capability > V.last_capability)
+        fail(op, "this GPU", std::string("have compute capability ") + V.capabilities,
+             std::to_string(facts.capability / 10) + '.' + std::to_string(facts.capability % 10));
+
+    const Current current(device.index());
+    auto [y, tokens] = empty_output(x, N, device);
+    if (tokens == 0) return y;
+    if (tokens > kMaxSize) fail(op, "the rows of x", "be fewer than 2^31 - 1024", tokens);
+    prepare_once<V>(device.index());
+
+    const Tensor rows = aligned_rows(x, K);
+    CudaProblem problem{rows.const_data_ptr(),
+                        y.mutable_data_ptr(),
+                        bias ? bias->const_data_ptr() : nullptr,
+                        tokens,
+                        N,
+                        ceil_div(K, kRowMultiple) * kRowMultiple,
+                        dtype_of(op, "x", x),
+                        nullptr,
+                        facts.sms,
+                        current.stream()};
+    const int64_t bytes = sparse24_sm80_workspace_bytes(tokens, N, problem.K, facts.sms);
+    check_cuda(op, "allocating a workspace",
+               get_workspace(device.index(), problem.stream, bytes, &problem.workspace));
+    check_cuda(op, "the launch",
+               V.launch(problem, {values.const_data_ptr(),
+                                  static_cast<const int32_t*>(meta.const_data_ptr())}));
+    return y;
+}
+
+template <const Sparse24Variant& V>
+std::tuple<Tensor, Tensor> sparse24_pack(const Tensor& values, const Tensor& meta, int64_t N,
+                                         int64_t K) {
+    namespace panel = sparse24_fragments;
+    const Device device = check_weight(V.pack_op, values, N, K);
+    check_canonical(V.pack_op, values, meta, N, K, device);
+    const Current current(device.index());
+    const int64_t R = panel::row_groups(N), C = panel::column_tiles(K);
+    const int64_t value_sizes[] = {R, C, panel::kRowTiles, panel::kSteps, panel::kLanes, 8};
+    const int64_t meta_sizes[] = {R, C, panel::kLanes, panel::kRowTiles};
+    Tensor panel_values = empty(dtype_code(values), value_sizes, 6, device);
+    Tensor panel_meta = empty(aoti_torch_dtype_int32(), meta_sizes, 4, device);
+    check_cuda(V.pack_op, "the launch",
+               sparse24_pack_panels(
+                   values.const_data_ptr(), static_cast<const uint8_t*>(meta.const_data_ptr()), N,
+                   K, panel_values.mutable_data_ptr(),
+                   static_cast<int32_t*>(panel_meta.mutable_data_ptr()), current.stream()));
+    return {panel_values, panel_meta};
+}
+
+template <const Sparse24Variant& V>
+std::tuple<Tensor, Tensor> sparse24_unpack(const Tensor& panel_values, const Tensor& panel_meta,
+                                           int64_t N, int64_t K) {
+    const Device device = check_weight(V.unpack_op, panel_values, N, K);
+    check_panels(V.unpack_op, panel_values, panel_meta, N, K, device);
+    const Current current(device.index());
+    const int64_t G = ceil_div(K, 4);
+    const int64_t value_sizes[] = {N, 2 * G}, meta_sizes[] = {N, ceil_div(G, 2)};
+    Tensor values = empty(dtype_code(panel_values), value_sizes, 2, device);
+    Tensor meta = empty(aoti_torch_dtype_uint8(), meta_sizes, 2, device);
+    check_cuda(V.unpack_op, "the launch",
+               sparse24_unpack_panels(panel_values.const_data_ptr(),
+                                      static_cast<const int32_t*>(panel_meta.const_data_ptr()), N,
+                                      K, values.mutable_data_ptr(),
+                                      static_cast<uint8_t*>(meta.mutable_data_ptr()),
+                                      current.stream()));
+    return {values, meta};
+}
+
+Tensor sparse24_decompress_op(const Tensor& values, const Tensor& meta, int64_t N, int64_t K) {
+    const char* op = "sparse24_decompress";
+    const Device device = check_weight(op, values, N, K);
+    check_canonical(op, values, meta, N, K, device);
+    const Current current(device.index());
+    const int64_t sizes[] = {N, K};
+    Tensor dense = empty(dtype_code(values), sizes, 2, device);
+    check_cuda(op, "the launch",
+               sparse24_decompress(values.const_data_ptr(),
+                                   static_cast<const uint8_t*>(meta.const_data_ptr()), N, K,
+                                   dense.mutable_data_ptr(), current.stream()));
+    return dense;
+}
+
+#define SPARSE24(variant, first, last, capabilities, prepare)                                \
+    constexpr Sparse24Variant k24_##variant {                                                \
+        "sparse24_linear_" #variant, "sparse24_pack_" #variant, "sparse24_unpack_" #variant, \
+            first, last, capabilities, prepare, sparse24_linear_##variant                    \
+    }
+SPARSE24(sm80, 80, INT32_MAX, "8.0 or more", nullptr);
+#if PRUNEKERN_SM90A
+SPARSE24(sm90a, 90, 90, "9.0", sparse24_prepare_sm90a);
+#endif
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(prunekern, CUDA, m) {
+#define IMPL24(variant)                                                              \
+    m.impl("sparse24_linear_" #variant, TORCH_BOX(&sparse24_linear<k24_##variant>)); \
+    m.impl("sparse24_pack_" #variant, TORCH_BOX(&sparse24_pack<k24_##variant>));     \
+    m.impl("sparse24_unpack_" #variant, TORCH_BOX(&sparse24_unpack<k24_##variant>))
+
+    IMPL24(sm80);
+    m.impl("sparse24_decompress", TORCH_BOX(&sparse24_decompress_op));
+#if PRUNEKERN_SM90A
+    IMPL24(sm90a);
+#endif
+}
+
+}  // namespace prunekern

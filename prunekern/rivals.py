@@ -1,0 +1,127 @@
+"""cuSPARSELt and CUTLASS through torch: two more variants of 2:4 on a GPU, to compare with.
+
+They are taken only by name (`layout="cusparselt"`), never by `layout_for`, and exist where the
+installed torch has them. Both want shapes in steps of their own, so weights are padded when packed
+and tokens, up to a multiple of 8, at each call.
+
+    cusparselt   values   what torch._cslt_compress returns: kept values, then metadata
+                 meta     int64 on the CPU: the algorithm for each of SEARCHED_TOKENS
+    cutlass      values   [N', K' / 2]
+                 meta     int16 [N', K' / 16], in CUTLASS's order
+
+Unpacking gives the same dense weight, not the same spare positions: where a group keeps fewer than
+two weights, which zero is stored beside them is chosen anew, and a stored -0.0 may become +0.0.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
+
+# Layout -> rows and columns that the weight is padded to a multiple of.
+WEIGHT_MULTIPLES = {"cusparselt": (16, 16), "cutlass": (32, 64)}
+TOKEN_MULTIPLE = 8
+# cuSPARSELt's algorithm is searched for these numbers of tokens; a call takes that of the next.
+SEARCHED_TOKENS = (8, 64, 512, 4096)
+
+
+def installed() -> frozenset[str]:
+    """Those that this torch has."""
+    if torch.version.cuda is None:
+        return frozenset()
+    found = {
+        "cusparselt": torch.backends.cusparselt.is_available(),
+        "cutlass": hasattr(torch, "_sparse_semi_structured_linear"),
+    }
+    return frozenset(name for name, there in found.items() if there)
+
+
+def pack(weight: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """(values, meta) of a dense weight that is 2:4; for cusparselt on a GPU only."""
+    N, K = weight.shape
+    rows, columns = WEIGHT_MULTIPLES[layout]
+    padded = pad(weight, (0, -K % columns, 0, -N % rows)).contiguous()
+    if layout == "cutlass":
+        return sparse_semi_structured_from_dense_cutlass(padded)
+    values = torch._cslt_compress(padded)
+    algorithms = [
+        torch._cslt_sparse_mm_search(
+            values, padded.new_zeros(tokens, padded.shape[1]).t(), transpose_result=True
+        )
+        for tokens in SEARCHED_TOKENS
+    ]
+    return values, torch.tensor(algorithms)
+
+
+def unpack(values: Tensor, meta: Tensor, layout: str, shape: tuple[int, int]) -> Tensor:
+    """The dense weight that was packed.
+
+    What cuSPARSELt holds is its own secret, so it is asked for the weight's product with the
+    identity: exact for finite weights, as each output is one weight and zeros. Takes K x K elements
+    for a moment.
+    """
+    N, K = shape
+    if layout == "cutlass":
+        return sparse_semi_structured_to_dense_cutlass(values, meta)[:N, :K].contiguous()
+    identity = torch.eye(K, dtype=values.dtype, device=values.device)
+    return linear_cusparselt(identity, values, meta, None, N, K).t().contiguous()
+
+
+def _rows(x: Tensor, layout: str) -> tuple[Tensor, int]:
+    """The rows of x, padded, and how many there were."""
+    rows = x.reshape(-1, x.shape[-1])
+    M, K = rows.shape
+    return pad(rows, (0, -K % WEIGHT_MULTIPLES[layout][1], 0, -M % TOKEN_MULTIPLE)), M
+
+
+def _padded_bias(bias: Tensor | None, layout: str) -> Tensor | None:
+    return None if bias is None else pad(bias, (0, -bias.numel() % WEIGHT_MULTIPLES[layout][0]))
+
+
+def linear_cusparselt(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`."""
+    rows, M = _rows(x, "cusparselt")
+    if M == 0:
+        return x.new_empty((*x.shape[:-1], out_features))
+    searched = min(bisect.bisect_left(SEARCHED_TOKENS, M), len(SEARCHED_TOKENS) - 1)
+    y = torch._cslt_sparse_mm(
+        values,
+        rows.t(),
+        bias=_padded_bias(bias, "cusparselt"),
+        transpose_result=True,
+        alg_id=int(meta[searched]),
+    )
+    return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
+
+
+def linear_cutlass(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`."""
+    rows, M = _rows(x, "cutlass")
+    if M == 0:
+        return x.new_empty((*x.shape[:-1], out_features))
+    y = torch._sparse_semi_structured_linear(rows, values, meta, bias=_padded_bias(bias, "cutlass"))
+    return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
+
+
+LINEARS = {"cusparselt": linear_cusparselt, "cutlass": linear_cutlass}
