@@ -42,7 +42,8 @@ class Run:
         weight, x: Names of the buffers.
         blocks: Of the grid.
         static: Registers, bytes spilled, and blocks that a multiprocessor holds.
-        weight_to_registers: W is loaded to registers, not copied to shared memory.
+        weight_passes: Where W is loaded to registers: how often it comes from L2, L1 serving warps
+            of a block that read it together. None where it is copied to shared memory.
         wgmma: Products are those of warpgroups.
     """
 
@@ -51,7 +52,7 @@ class Run:
     x: str
     blocks: int
     static: tuple[int, int, int]
-    weight_to_registers: bool = False
+    weight_passes: int | None = None
     wgmma: bool = False
 
     @property
@@ -73,20 +74,31 @@ class Run:
         counted = sum(self.counters.wavefronts.values())
         weight_bytes = self.asked(*self.weight)
         if not self.wgmma:
-            return counted + (weight_bytes / 128 if self.weight_to_registers else 0)
+            return counted + (weight_bytes / 128 if self.weight_passes else 0)
         groups = self.products / 64
         x_bytes = 128 * (64 if self.counters.sparse_macs else 32)
-        read = groups * (x_bytes + (0 if self.weight_to_registers else 64 * 32))
+        read = groups * (x_bytes + (0 if self.weight_passes else 64 * 32))
         return counted + (read + weight_bytes + self.asked(self.x)) / 128
 
     @property
+    def l2_bytes(self) -> int:
+        """Asked of L2, in sectors, and written to it: results once, as all of these kernels do."""
+        c = self.counters
+        total = sum(32 * t.sectors for name, t in c.reads.items() if name not in self.weight)
+        total += sum(t.distinct for t in c.writes.values())
+        weight = [c.reads[name] for name in self.weight if name in c.reads]
+        if self.weight_passes:
+            return total + sum(self.weight_passes * t.distinct for t in weight)
+        return total + sum(32 * t.sectors for t in weight)
+
+    @property
     def work(self) -> Work:
-        """As the roofline takes it: L1 holds nothing, the workspace stays in L2."""
+        """As the roofline takes it: the workspace stays in L2."""
         c = self.counters
         traffic = [(name, t) for table in (c.reads, c.writes) for name, t in table.items()]
         return Work(
             dram_bytes=sum(t.distinct for name, t in traffic if name != "workspace"),
-            l2_bytes=sum(32 * t.sectors for _, t in traffic),
+            l2_bytes=self.l2_bytes,
             macs=c.macs,
             sparse_macs=c.sparse_macs,
             instructions=c.instructions,
@@ -122,10 +134,9 @@ def ours(variant: str, M: int, sms: int) -> Run | None:
     case = make_case(M, N, K, torch.float16, bias=False)
     y, _ = kernel.product(case, sms)
     assert_close_to_float64(y, case.x, case.weight)
-    wgmma = variant == "sm90a"
-    return _run(
-        kernel, kernel.variant.arch, ("values", "meta"), "x", weight_to_registers=True, wgmma=wgmma
-    )
+    passes = -(-M // kernel.plan(M, N, K, sms).block_tokens)
+    facts = {"weight_passes": passes, "wgmma": variant == "sm90a"}
+    return _run(kernel, kernel.variant.arch, ("values", "meta"), "x", **facts)
 
 
 @functools.cache
@@ -223,15 +234,22 @@ def _cell(found: Modelled | None) -> str:
 
 
 def chip_rows(chip: str) -> list[list[str]]:
-    """Each kernel's modelled times at each number of tokens, and those of ideal ones."""
-    rows = []
+    """Each kernel's modelled times at each number of tokens, those of ideal ones, and a ratio."""
+    rows, best = [], dict.fromkeys(TOKENS, float("inf"))
     for name, (run_at, hopper) in KERNELS.items():
         if hopper and chip not in HOPPER:
             continue
         runs = [run_at(M, CHIPS[chip].sms) for M in TOKENS]
-        rows.append([name, *(_cell(run and modelled(CHIPS[chip], run.work)) for run in runs)])
-    for name, sparse in (("ideal 2:4", True), ("ideal dense", False)):
-        rows.append([name, *(_cell(ideal(chip, M, sparse)) for M in TOKENS)])
+        times = [run and modelled(CHIPS[chip], run.work) for run in runs]
+        rows.append([name, *map(_cell, times)])
+        if name.startswith("prunekern"):
+            for M, time in zip(TOKENS, times, strict=True):
+                best[M] = min(best[M], time.seconds if time else float("inf"))
+    dense = {M: ideal(chip, M, sparse=False) for M in TOKENS}
+    rows.append(["ideal 2:4", *(_cell(ideal(chip, M, sparse=True)) for M in TOKENS)])
+    rows.append(["ideal dense", *map(_cell, dense.values())])
+    ratios = (f"{dense[M].seconds / best[M]:.2f}" for M in TOKENS)
+    rows.append(["ideal dense / prunekern, modelled", *ratios])
     return rows
 
 
