@@ -228,9 +228,12 @@ cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight&
                     row_blocks,
                     plan.stripes,
                     problem.workspace};
-    return plan.token_tiles == 8   ? launch<Element, 2, 8>(p, problem.stream)
-           : plan.token_warps == 2 ? launch<Element, 2, 4>(p, problem.stream)
-                                   : launch<Element, 1, 4>(p, problem.stream);
+    const bool wide = plan.token_warps == 2;
+    if (plan.token_tiles == 4)
+        return wide ? launch<Element, 2, 4>(p, problem.stream)
+                    : launch<Element, 1, 4>(p, problem.stream);
+    return wide ? launch<Element, 2, 8>(p, problem.stream)
+                : launch<Element, 1, 8>(p, problem.stream);
 }
 template cudaError_t sparse24_prefill_sm80<__half>(const CudaProblem&, const PanelWeight&,
                                                    const Sparse24Plan&);

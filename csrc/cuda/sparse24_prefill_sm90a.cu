@@ -260,7 +260,7 @@ cudaError_t sparse24_prepare_sm90a() {
 }
 
 cudaError_t sparse24_linear_sm90a(const CudaProblem& problem, const PanelWeight& weight) {
-    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms);
+    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms, true);
     // few tokens: memory binds, and the sm80 kernels serve
     if (plan.block_tokens() != kTokens) return sparse24_linear_sm80(problem, weight);
     return problem.dtype == DType::kFloat16 ? launch<__half>(problem, weight, plan)
