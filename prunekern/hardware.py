@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from prunekern import ops
+from prunekern import _triton, ops
 from prunekern.formats import DTYPES
 from prunekern.layouts import LAYOUTS, RIVALS, device_of, why_not
 
@@ -113,7 +113,7 @@ def _gpu_reasons() -> dict[tuple[str, str], str]:
             if torch.cuda.is_available()
             else "built, but there is no GPU"
             if (stem, layout) in built
-            else "not built"
+            else (_triton.WHY_ABSENT if layout == "triton" else "not built")
         )
         for stem, layouts in LAYOUTS.items()
         for layout in layouts + RIVALS.get(stem, ())

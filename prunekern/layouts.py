@@ -14,6 +14,9 @@ C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: 
         meta int32        [T, C, R]         bits 4i..4i+3: group 8c + i
                avx2, avx512   first | second << 2, as in the canonical form
                avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
+    triton: rows padded to whole tiles of 64 columns, C = 2 ceil(K / 64)
+        values            [N, 16C]          rows of whole sectors; canonical where K is a multiple
+        meta int32        [C, N]            bits 4i..4i+3: group 8c + i of row n
     cusparselt, cutlass: see rivals.py
     sm80, sm90a: panels of 64 rows x 64 columns, R = ceil(N / 64), C = ceil(K / 64), four row tiles
     of 16 and two steps of 32 each; lanes as csrc/cuda/sparse24_fragments.h draws them
@@ -64,24 +67,25 @@ BITMASK_CHUNK = 64
 
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "reference"),
+    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
     "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
     "csr": ("avx512", "avx2", "scalar", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
 # Variants that exist for comparison: taken only where somebody names them. See rivals.py.
 RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass")}
-# Layouts for NVIDIA GPUs: first and last compute capability that can run them.
+# Layouts for GPUs: first and last compute capability of NVIDIA's that can run them.
 CAPABILITIES = {
     "sm90a": ((9, 0), (9, 0)),
     "sm80": ((8, 0), (99, 9)),
+    "triton": ((7, 5), (99, 9)),
     "cusparselt": ((8, 0), (99, 9)),
     "cutlass": ((8, 0), (99, 9)),
 }
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
     "avx512bf16": (torch.bfloat16,),
-    **dict.fromkeys(CAPABILITIES, (torch.bfloat16, torch.float16)),
+    **dict.fromkeys(("sm90a", "sm80", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)),
 }
 
 _EMPTY_NIBBLE = 0b0100
@@ -135,8 +139,9 @@ class Facts:
 
     Attributes:
         device: Type of the device, "cpu", "cuda" or another.
-        arch: The GPU's compute capability, None on other devices.
-        isa: Variants that the CPU can run.
+        arch: The compute capability of an NVIDIA GPU, None on other devices: "cuda" without one is
+            an AMD GPU.
+        isa: Variants that the CPU can run; "triton" where its interpreter is on.
         dtype: Of the weight.
         available: (stem, layout) of the ops that were built.
     """
@@ -154,12 +159,16 @@ def why_not(stem: str, layout: str, facts: Facts) -> str:
         return ""
     if not takes_dtype(layout, facts.dtype):
         return f"{layout} is for {_dtypes(layout)}, not for {facts.dtype}"
-    if device_of(layout) != facts.device:
+    if layout == "triton" and facts.device == "cpu" and layout not in facts.isa:
+        return "triton runs on a cpu only in its interpreter: start Python with TRITON_INTERPRET=1"
+    if facts.device != device_of(layout) and (layout, facts.device) != ("triton", "cpu"):
         return f"{layout} runs on {device_of(layout)}, not on {facts.device}"
     if (stem, layout) not in facts.available:
-        return f"{layout} was not built"
+        return f"{layout} was not built" if layout != "triton" else "the triton package is missing"
     if facts.device == "cpu":
         return "" if layout in facts.isa else f"this CPU lacks instructions of {layout}"
+    if facts.arch is None:
+        return "" if layout == "triton" else f"{layout} needs an NVIDIA GPU"
     first, last = CAPABILITIES[layout]
     if first <= facts.arch <= last:
         return ""
@@ -173,10 +182,14 @@ def layout_for(stem: str, facts: Facts) -> str:
     """The layout to take for a weight, from facts alone: no look at the machine in here.
 
     Returns:
-        The first of LAYOUTS[stem] that is built, runs there and takes the dtype; "reference", which
-        is plain torch, takes all. All of them take every shape.
+        The first of LAYOUTS[stem] that is built, made for the device, runs there and takes the
+        dtype; "reference", which is plain torch, takes all. All of them take every shape.
     """
-    return next(layout for layout in LAYOUTS[stem] if not why_not(stem, layout, facts))
+    return next(
+        layout
+        for layout in LAYOUTS[stem]
+        if device_of(layout) in ("", facts.device) and not why_not(stem, layout, facts)
+    )
 
 
 def why_reference(stem: str, facts: Facts) -> str:
@@ -241,6 +254,8 @@ def _pack_sparse24(c: Sparse24, layout: str) -> tuple[Tensor, Tensor]:
         return c.values, c.meta
     if layout in PANEL_LAYOUTS:
         return _pack_panels(c)
+    if layout == "triton":
+        return _pack_triton(c)
     if layout in RIVALS["sparse24"]:
         return rivals.pack(decompress(c), layout)
     N, K = c.shape
@@ -271,6 +286,8 @@ def _unpack_sparse24(packed: Packed) -> Sparse24:
             return _unpack_panels(packed)
         values, meta = unpacker(values, meta, *packed.shape)
         return Sparse24(values=values, meta=meta, shape=packed.shape)
+    if packed.layout == "triton":
+        return _unpack_triton(packed)
     if packed.layout in RIVALS["sparse24"]:
         return compress_sparse24(rivals.unpack(values, meta, packed.layout, packed.shape))
     N, K = packed.shape
@@ -330,6 +347,30 @@ def _unpack_panels(packed: Packed) -> Sparse24:
     return Sparse24(
         values=values.reshape(64 * R, 32 * C)[:N, : 2 * G].contiguous(),
         meta=_meta_of(nibbles.reshape(64 * R, 16 * C)[:N, :G]),
+        shape=packed.shape,
+    )
+
+
+def _pack_triton(c: Sparse24) -> tuple[Tensor, Tensor]:
+    N, K = c.shape
+    G = -(-K // 4)
+    C = 2 * -(-K // 64)
+    nibbles = pad(nibbles_of(c.meta, G), (0, 8 * C - G), value=_EMPTY_NIBBLE).long()
+    words = (nibbles.view(N, C, 8) << _shifts(c.device)).sum(-1)
+    meta = words.to(torch.int32).t()  # wraps at 2^31: the bits count
+    # clone, as contiguous() leaves a column as it is, with strides that no view of bytes takes
+    meta = meta.clone(memory_format=torch.contiguous_format)
+    return pad(c.values, (0, 16 * C - 2 * G)), meta
+
+
+def _unpack_triton(packed: Packed) -> Sparse24:
+    values, meta = packed.tensors
+    N, K = packed.shape
+    G = -(-K // 4)
+    nibbles = (meta.t().long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    return Sparse24(
+        values=values[:, : 2 * G].contiguous(),
+        meta=_meta_of(nibbles.reshape(N, -1)[:, :G]),
         shape=packed.shape,
     )
 
