@@ -34,11 +34,21 @@ bitmask (values, bitmask, offsets)
         bitmask int64     [T, C, 4]         bit j of word t, c, r: weight (4t + r, 64c + j) is kept
         values            in the order of those bits, then 64 zeros: kernels read whole vectors
         offsets int64     [T+1]             where each tile starts
+    triton: tiles of 32 rows x 128 columns, T = ceil(N / 32), C = ceil(K / 128)
+        values            in the order of tiles, row by row, each tile +0 up to a multiple of 16
+        bitmask int32     [T, C, 128]       byte b (row by row) of a tile: byte b // 128 of word
+                                            b % 128, bits as in the canonical form
+        offsets int32     [TC+1]            where each tile starts, in units of 16 values
 
 csr (values, col_indices, crow_indices)
 
     reference           canonical values and columns; crow_indices int64
     scalar, avx2, avx512    the same, values and columns followed by 64 zeros
+    triton: rows from the longest to the shortest, those of one length in their order, in strips of
+    16; S = ceil(N / 16), and a strip has as many chunks as its longest row needs, C in all
+        values, columns   [C, 16, 8]        8 entries of each row of a strip, zeros beyond its end
+        crow_indices int32 [3, 16 S]        row (from N on: none), its length, the first chunk of
+                                            its strip
 """
 
 from __future__ import annotations
@@ -64,12 +74,17 @@ PADDING = 64  # elements that a kernel may read past the last value
 TILE_ROWS = {"avx2": 8, "avx512": 16, "avx512bf16": 16}
 BITMASK_TILE_ROWS = 4
 BITMASK_CHUNK = 64
+# Of the layout "triton".
+BITMASK_TILE = (32, 128)
+BITMASK_UNIT = 16
+CSR_STRIP = 16
+CSR_VECTOR = 8
 
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
-    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
-    "csr": ("avx512", "avx2", "scalar", "reference"),
+    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "csr": ("avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
 # Variants that exist for comparison: taken only where somebody names them. See rivals.py.
@@ -385,14 +400,18 @@ def _row_starts(bitmask: Tensor) -> Tensor:
     return pad(counts.cumsum(0), (1, 0))
 
 
-def _kept_in_tiles(words: Tensor) -> Tensor:
-    """Bool [T, C, 4, 64] of packed words [T, C, 4]."""
-    return ((words.unsqueeze(-1) >> torch.arange(64, device=words.device)) & 1).bool()
+def _bits(words: Tensor, count: int) -> Tensor:
+    """Bool [..., count]: the lowest bits of words."""
+    return ((words.unsqueeze(-1) >> torch.arange(count, device=words.device)) & 1).bool()
 
 
 def _canonical_order(kept: Tensor) -> Tensor:
-    """For each value in packed order, its index in canonical order."""
-    by_row = kept.transpose(1, 2)  # [T, 4, C, 64]
+    """For each value in packed order, its index in canonical order.
+
+    Args:
+        kept: [row tiles, column tiles, rows, columns].
+    """
+    by_row = kept.transpose(1, 2)
     index = torch.zeros(by_row.shape, dtype=torch.int64, device=kept.device)
     index[by_row] = torch.arange(int(kept.sum()), device=kept.device)
     return index.transpose(1, 2)[kept]
@@ -401,12 +420,14 @@ def _canonical_order(kept: Tensor) -> Tensor:
 def _pack_bitmask(c: Bitmask, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     if layout in ("reference", "scalar"):
         return c.values, c.bitmask, _row_starts(c.bitmask)
+    if layout == "triton":
+        return _pack_tiles(c)
     N, K = c.shape
     T, C = -(-N // BITMASK_TILE_ROWS), -(-K // BITMASK_CHUNK)
     padded = pad(c.bitmask, (0, 8 * C - c.bitmask.shape[1], 0, T * BITMASK_TILE_ROWS - N))
     rows = padded.contiguous().view(torch.int64)  # little endian: byte 0 is bits 0..7
     words = rows.view(T, BITMASK_TILE_ROWS, C).transpose(1, 2).contiguous()
-    kept = _kept_in_tiles(words)
+    kept = _bits(words, 64)
     values = pad(c.values[_canonical_order(kept)], (0, PADDING))
     offsets = pad(kept.sum((1, 2, 3)).cumsum(0), (1, 0))
     return values, words, offsets
@@ -416,11 +437,53 @@ def _unpack_bitmask(packed: Packed) -> Bitmask:
     values, words, _ = packed.tensors
     if packed.layout in ("reference", "scalar"):
         return Bitmask(values=values, bitmask=words, shape=packed.shape)
+    if packed.layout == "triton":
+        return _unpack_tiles(packed)
     N, K = packed.shape
     T, C, rows = words.shape
     canonical = values.new_empty(values.numel() - PADDING)
-    canonical[_canonical_order(_kept_in_tiles(words))] = values[:-PADDING]
+    canonical[_canonical_order(_bits(words, 64))] = values[:-PADDING]
     by_row = words.transpose(1, 2).flatten().view(torch.uint8).view(T * rows, 8 * C)
+    return Bitmask(
+        values=canonical, bitmask=by_row[:N, : -(-K // 8)].contiguous(), shape=packed.shape
+    )
+
+
+def _slots_of_tiles(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """(for each value in the order of tiles, its place among padded ones; offsets)."""
+    counts = kept.sum((2, 3)).flatten()
+    units = pad((-(-counts // BITMASK_UNIT)).cumsum(0), (1, 0))
+    gaps = units[:-1] * BITMASK_UNIT - (counts.cumsum(0) - counts)
+    values = torch.arange(int(counts.sum()), device=kept.device)
+    return values + gaps.repeat_interleave(counts), units.to(torch.int32)
+
+
+def _pack_tiles(c: Bitmask) -> tuple[Tensor, Tensor, Tensor]:
+    N, K = c.shape
+    rows, columns = BITMASK_TILE
+    T, C = -(-N // rows), -(-K // columns)
+    padded = pad(c.bitmask, (0, C * columns // 8 - c.bitmask.shape[1], 0, T * rows - N))
+    tiles = padded.view(T, rows, C, columns // 8).transpose(1, 2)
+    kept = _bits(tiles, 8).flatten(3)
+    slots, offsets = _slots_of_tiles(kept)
+    values = c.values.new_zeros(int(offsets[-1]) * BITMASK_UNIT)
+    values[slots] = c.values[_canonical_order(kept)]
+    words = tiles.reshape(T, C, 4, -1).transpose(2, 3).contiguous().view(torch.int32)
+    return values, words.squeeze(-1), offsets
+
+
+def _unpack_tiles(packed: Packed) -> Bitmask:
+    values, words, _ = packed.tensors
+    N, K = packed.shape
+    rows, columns = BITMASK_TILE
+    T, C = words.shape[:2]
+    quarters = words.view(torch.uint8).view(T, C, -1, 4).transpose(2, 3)
+    tiles = quarters.reshape(T, C, rows, columns // 8)
+    kept = _bits(tiles, 8).flatten(3)
+    slots, _ = _slots_of_tiles(kept)
+    canonical = values.new_empty(len(slots))
+    canonical[_canonical_order(kept)] = values[slots]
+    by_row = tiles.transpose(1, 2).reshape(T * rows, C * columns // 8)
     return Bitmask(
         values=canonical, bitmask=by_row[:N, : -(-K // 8)].contiguous(), shape=packed.shape
     )
@@ -433,16 +496,71 @@ def _pack_csr(c: CSR, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     crow = c.crow_indices.to(torch.int64)
     if layout == "reference":
         return c.values, c.col_indices, crow
+    if layout == "triton":
+        return _pack_strips(c)
     padding = c.col_indices.new_zeros(PADDING)
     return pad(c.values, (0, PADDING)), torch.cat([c.col_indices, padding]), crow
 
 
 def _unpack_csr(packed: Packed) -> CSR:
+    if packed.layout == "triton":
+        return _unpack_strips(packed)
     values, columns, crow = packed.tensors
     nnz = values.numel() - (0 if packed.layout == "reference" else PADDING)
     return CSR(
         values=values[:nnz].clone(),
         col_indices=columns[:nnz].clone(),
         crow_indices=crow.to(torch.int32 if nnz < 2**31 else torch.int64),
+        shape=packed.shape,
+    )
+
+
+def _slots_of_strips(lengths: Tensor, places: Tensor, starts: Tensor) -> Tensor:
+    """For each entry in canonical order, its place among the padded ones.
+
+    Args:
+        lengths: Of each row.
+        places: Of each row in the order of lengths.
+        starts: Of each row the first chunk of its strip.
+    """
+    entry = torch.arange(int(lengths.sum()), device=lengths.device)
+    entry -= (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    chunk = starts.repeat_interleave(lengths) + entry // CSR_VECTOR
+    row = (places % CSR_STRIP).repeat_interleave(lengths)
+    return (chunk * CSR_STRIP + row) * CSR_VECTOR + entry % CSR_VECTOR
+
+
+def _columns_as_int(columns: Tensor) -> Tensor:
+    """Their bits where torch has no indexing: of uint16."""
+    return columns.view(torch.int16) if columns.dtype == torch.uint16 else columns
+
+
+def _pack_strips(c: CSR) -> tuple[Tensor, Tensor, Tensor]:
+    N = c.shape[0]
+    S = -(-N // CSR_STRIP)
+    lengths = pad(c.crow_indices.to(torch.int64).diff(), (0, CSR_STRIP * S - N))
+    ordered, rows = lengths.sort(descending=True, stable=True)
+    chunks = -(-ordered[::CSR_STRIP] // CSR_VECTOR)
+    starts = (chunks.cumsum(0) - chunks).repeat_interleave(CSR_STRIP)
+    places = rows.argsort()
+    slots = _slots_of_strips(lengths, places, starts[places])
+    shape = (int(chunks.sum()), CSR_STRIP, CSR_VECTOR)
+    values, columns = c.values.new_zeros(shape), c.col_indices.new_zeros(shape)
+    values.view(-1)[slots] = c.values
+    _columns_as_int(columns).view(-1)[slots] = _columns_as_int(c.col_indices)
+    return values, columns, torch.stack([rows, ordered, starts]).to(torch.int32)
+
+
+def _unpack_strips(packed: Packed) -> CSR:
+    values, columns, crow = packed.tensors
+    rows, ordered, starts = crow.long()
+    places = rows.argsort()
+    lengths = ordered[places]
+    slots = _slots_of_strips(lengths, places, starts[places])
+    starts_of_rows = pad(lengths[: packed.shape[0]].cumsum(0), (1, 0))
+    return CSR(
+        values=values.view(-1)[slots],
+        col_indices=_columns_as_int(columns).view(-1)[slots].view(columns.dtype),
+        crow_indices=starts_of_rows.to(torch.int32 if len(slots) < 2**31 else torch.int64),
         shape=packed.shape,
     )

@@ -26,6 +26,8 @@ from prunekern.formats import DTYPES
 # every linear op; the schemas of the others stand in ops.py.
 OPS: dict[str, dict[str, str]] = {
     "sparse24": {"linear": "linear", "pack": "pack", "decompress": "decompress"},
+    "bitmask": {"linear": "linear"},
+    "csr": {"linear": "linear"},
 }
 OLDEST = (3, 2)
 # Read by Triton, once, when a kernel's file is imported.

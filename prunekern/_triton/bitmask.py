@@ -1,0 +1,210 @@
+"""y[M,N] = x[M,K] W[N,K]^T + bias with W as a bitmask, in Triton.
+
+The layout "triton" of W (layouts.py) has tiles of TILE_N rows and TILE_K columns, those of a row of
+tiles one after the other:
+
+    values     the kept of a tile, row by row, +0 up to a whole UNIT
+    offsets    where a tile's values start, in UNITs
+    bitmask    the tile's bytes, row by row: byte i of word w is byte w of the i-th quarter
+
+    byte    1 0 0 1 0 1 1 0       low bit first
+    before  0 1 1 1 2 2 3 4       kept before in the byte: one product of the bits, a nibble each
+            + kept before the byte: a prefix sum over the tile's bytes
+            = index into the tile's values
+
+A program reads a tile's values as one run of whole sectors, gathers them into a dense tile through
+shared memory and multiplies that. Lanes hold neighbouring bytes, hence the quarters: with the four
+bytes of a word next to each other lanes would gather 32 bytes apart, eight from the same bank.
+W is the first operand of the product: its rows lie along the longer side of an mma (16), tokens
+along the shorter (8).
+
+Limit: 1/8 byte and the kept values a weight, 1.125 at 50 % zeros and 16 bits, each read once. For
+few tokens the expansion binds on data center GPUs, some 580 instructions and 150 wavefronts of
+shared memory per 1024 weights where an A100's bandwidth leaves time for 347 and 87; on others
+bandwidth does. Above some tens of tokens the dense product's 2 M N K FLOPs bind.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from prunekern._triton import check_linear
+from prunekern._triton.blocks import add_parts_kernel, dot, tile_of
+from prunekern._triton.plan import DECODE_TOKENS, Chip, Plan, chip_of
+from prunekern.layouts import BITMASK_TILE
+from prunekern.layouts import BITMASK_UNIT as UNIT
+
+# Few rows, so that few out features still make many programs.
+TILE_N, TILE_K = BITMASK_TILE
+
+
+@triton.jit
+def _halves(t, SHIFT: tl.constexpr):
+    """[..., 2]: t and its bits from SHIFT on, both in the thread that has t."""
+    return tl.join(t, t >> SHIFT)
+
+
+@triton.jit
+def _expand(stored, words, TILE_N: tl.constexpr, TILE_K: tl.constexpr):
+    """The dense tile [TILE_N, TILE_K] of its values [TILE_N * TILE_K] and words of the bitmask."""
+    BYTES: tl.constexpr = TILE_N * TILE_K // 8
+    words = words.to(tl.uint32, bitcast=True)
+    quarters = _halves(_halves(words, 16), 8) & 0xFF
+    byte = tl.permute(quarters, (1, 2, 0)).reshape(BYTES)
+    # Bit j to bit 4 j.
+    bits = (byte | byte << 12) & 0x000F000F
+    bits = (bits | bits << 6) & 0x03030303
+    bits = (bits | bits << 3) & 0x11111111
+    kept = (bits * 0x11111111 >> 28).to(tl.int32)
+    before = tl.cumsum(kept, 0) - kept
+    # A nibble: the kept bits before its own, 7 at most, and its own as bit 3.
+    nibbles = (bits * 0x11111110) | bits << 3
+    nibbles = _halves(_halves(_halves(nibbles, 16), 8), 4).reshape(BYTES, 8)
+    index = before[:, None] + (nibbles & 7).to(tl.int32)
+    w = tl.gather(stored, index.reshape(8 * BYTES), 0)
+    w = tl.where((nibbles & 8).reshape(8 * BYTES) != 0, w, tl.zeros_like(w))
+    return w.reshape(TILE_N, TILE_K)
+
+
+@triton.jit
+def bitmask_linear_kernel(
+    x,
+    values,
+    bitmask,
+    offsets,
+    bias,
+    y,  # [M, N], or with SPLIT_K > 1 partial sums float32 [SPLIT_K, M, N]
+    M,
+    N,
+    K,
+    k_tiles,  # of a program
+    BLOCK_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_K: tl.constexpr,
+    UNIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """One tile of y, or of one of the SPLIT_K parts of its sums."""
+    TILE: tl.constexpr = TILE_N * TILE_K
+    tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, TILE_N, GROUP)
+    part = tl.program_id(1)
+    n = tile_n * TILE_N + tl.arange(0, TILE_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = x + tl.minimum(m, M - 1).to(tl.int64)[None, :] * K
+    tiles = tl.cdiv(K, TILE_K)
+    acc = tl.zeros((TILE_N, BLOCK_M), tl.float32)
+    for t in range(part * k_tiles, tl.minimum((part + 1) * k_tiles, tiles)):
+        tile = tile_n * tiles + t
+        start = tl.load(offsets + tile)
+        # A multiple of UNIT, so the compiler knows that a vector is read wholly or not at all.
+        elems = (tl.load(offsets + tile + 1) - start) * UNIT
+        within = tl.arange(0, TILE)
+        stored = tl.load(values + start.to(tl.int64) * UNIT + within, within < elems, other=0.0)
+        words = tl.load(bitmask + tile.to(tl.int64) * (TILE // 32) + tl.arange(0, TILE // 32))
+        w = _expand(stored, words, TILE_N, TILE_K)
+        k = (t * TILE_K + tl.arange(0, TILE_K))[:, None]
+        if EVEN_K:
+            tile_x = tl.load(token + k)
+        else:
+            tile_x = tl.load(token + k, k < K, other=0.0)
+        acc = dot(w, tile_x, acc)
+    if HAS_BIAS:
+        acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
+    out = y + (part.to(tl.int64) * M + m)[None, :] * N + n[:, None]
+    tl.store(out, acc.to(y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+
+
+def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
+    """The plan of one product; tiles of W are those of the layout.
+
+    Args:
+        M: Tokens.
+        N: out_features.
+        K: in_features.
+        element_size: Bytes of an element.
+        chip: The GPU.
+    """
+    BLOCK_M = 16 if M <= DECODE_TOKENS else 32 if M <= 32 else 64
+    tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, TILE_N)
+    # As in plan.py: two programs a multiprocessor, but no part of fewer than 4 tiles of K.
+    parts = max(1, min(2 * chip.sms // tiles, triton.cdiv(K, TILE_K) // 4, 16))
+    warps = 8 if BLOCK_M == 64 and element_size == 4 else 4
+    return Plan(
+        BLOCK_M,
+        TILE_N,
+        TILE_K,
+        SPLIT_K=1 << parts.bit_length() - 1,
+        GROUP=8,
+        num_warps=warps * 32 // chip.warp_size,
+        # float32 tiles are twice as large, and AMD has 64 KB of LDS.
+        num_stages=3 if element_size == 2 and chip.warp_size == 32 else 2,
+    )
+
+
+def linear(
+    x: Tensor,
+    values: Tensor,
+    bitmask: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    N: int,
+    K: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`."""
+    rows, tiles = triton.cdiv(N, TILE_N), triton.cdiv(K, TILE_K)
+    check_linear(
+        "bitmask_linear_triton",
+        x,
+        (
+            ("values", values, None, (len(values) // UNIT * UNIT,)),
+            ("bitmask", bitmask, torch.int32, (rows, tiles, TILE_N * TILE_K // 32)),
+            ("offsets", offsets, torch.int32, (rows * tiles + 1,)),
+        ),
+        bias,
+        N,
+        K,
+    )
+    flat = x.reshape(-1, K).contiguous()
+    y = x.new_empty((*x.shape[:-1], N))
+    if len(flat):
+        with torch.cuda.device_of(x):
+            chosen = plan(len(flat), N, K, x.element_size(), chip_of(x.device))
+            launch(flat, values, bitmask, offsets, bias, y, chosen)
+    return y
+
+
+def launch(
+    x: Tensor,
+    values: Tensor,
+    bitmask: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    plan: Plan,
+) -> None:
+    """The product of x [M, K] into y, by a plan."""
+    (M, K), N = x.shape, y.shape[-1]
+    split = plan.SPLIT_K > 1
+    # Partial sums come from torch's caching allocator: in a CUDA graph from the graph's own pool.
+    target = x.new_empty((plan.SPLIT_K, M, N), dtype=torch.float32) if split else y
+    grid = (triton.cdiv(M, plan.BLOCK_M) * triton.cdiv(N, TILE_N), plan.SPLIT_K)
+    bitmask_linear_kernel[grid](
+        x, values, bitmask, offsets, bias, target, M, N, K,
+        triton.cdiv(triton.cdiv(K, TILE_K), plan.SPLIT_K),
+        plan.BLOCK_M, TILE_N, TILE_K, UNIT, plan.SPLIT_K, plan.GROUP,
+        HAS_BIAS=bias is not None and not split,
+        EVEN_K=K % TILE_K == 0,
+        num_warps=plan.num_warps,
+        num_stages=plan.num_stages,
+    )  # fmt: skip
+    if split:
+        BLOCK = 512
+        add_parts_kernel[(triton.cdiv(M * N, BLOCK),)](
+            target, bias, y, N, M * N, plan.SPLIT_K, BLOCK, HAS_BIAS=bias is not None
+        )

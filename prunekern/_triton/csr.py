@@ -1,0 +1,146 @@
+"""y[M,N] = x[M,K] W[N,K]^T + bias with W in compressed sparse rows, in Triton.
+
+The layout "triton" of W (layouts.py) orders rows by length and puts STRIP of them together, each
+padded to as many vectors of VECTOR entries as the strip's longest has:
+
+    chunk of STRIP x VECTOR   row  5  a b c d e f g h    next chunk  row  5  i j . . . . . .
+                              row  2  k l m n o p q r                row  2  s . . . . . . .
+                              row 11  t u v w x y z A                row 11  . . . . . . . .
+
+A lane reads a vector of values and one of columns, 16 bytes each at 16 bits, a warp whole sectors.
+Neighbours in the order of length differ by little, so what padding costs is the last vector's
+rest: VECTOR / 2 entries a row on average, 1 % of a row of 400. Padding to whole rows of chunks or
+in the order of rows would cost several times that.
+
+Limit: 4 bytes a kept weight with 16-bit columns, 0.4 a weight at 90 % zeros, for a token or two;
+from there the gathers of x, one a kept weight and token, served by L1 and L2: M nnz of them, about
+8 instructions each. At 50 % zeros bitmask is better at every M.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from prunekern._triton import check_linear
+from prunekern._triton.plan import Chip, chip_of
+from prunekern.layouts import CSR_STRIP as STRIP
+from prunekern.layouts import CSR_VECTOR as VECTOR
+
+
+@triton.jit
+def _columns_of_eight(t, VECTORS: tl.constexpr):
+    """The eight columns of [VECTORS, 8], a row of which one thread holds, without moving any."""
+    t0246, t1357 = tl.split(t.reshape(VECTORS, 4, 2))
+    t04, t26 = tl.split(t0246.reshape(VECTORS, 2, 2))
+    t15, t37 = tl.split(t1357.reshape(VECTORS, 2, 2))
+    t0, t4 = tl.split(t04)
+    t2, t6 = tl.split(t26)
+    t1, t5 = tl.split(t15)
+    t3, t7 = tl.split(t37)
+    return t0, t1, t2, t3, t4, t5, t6, t7
+
+
+@triton.jit
+def csr_linear_kernel(
+    x,
+    values,
+    columns,
+    rows,  # [3, stored_rows]: row of W, its length, where its strip starts, in chunks
+    bias,
+    y,
+    M,
+    N,
+    K,
+    stored_rows,
+    BLOCK_M: tl.constexpr,
+    VECTORS: tl.constexpr,  # that a program reads at a time, one a thread
+    STRIP: tl.constexpr,
+    VECTOR: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """One strip of rows for BLOCK_M tokens."""
+    first_row = tl.program_id(0) * STRIP
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = x + tl.minimum(m, M - 1).to(tl.int64)[:, None] * K
+
+    # The first row of a strip is its longest.
+    chunks = tl.cdiv(tl.load(rows + stored_rows + first_row), VECTOR)
+    start = tl.load(rows + 2 * stored_rows + first_row).to(tl.int64) * (STRIP * VECTOR)
+    vectors = tl.arange(0, VECTORS)
+    left = tl.load(rows + stored_rows + first_row + vectors % STRIP) - vectors // STRIP * VECTOR
+    within = vectors[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+
+    acc = tl.zeros((BLOCK_M, VECTORS), tl.float32)
+    for c in range(0, chunks, VECTORS // STRIP):
+        at = start + c * (STRIP * VECTOR) + within
+        stored = (vectors < (chunks - c) * STRIP)[:, None]
+        w = _columns_of_eight(tl.load(values + at, stored, other=0.0), VECTORS)
+        k = _columns_of_eight(tl.load(columns + at, stored, other=0), VECTORS)
+        for e in tl.static_range(VECTOR):
+            # Padding reads no token: 0 times infinity is not 0.
+            kept = (e < left - c * VECTOR)[None, :]
+            x_kept = tl.load(token + k[e].to(tl.int32)[None, :], kept, other=0.0)
+            acc += x_kept.to(tl.float32) * w[e].to(tl.float32)[None, :]
+
+    sums = tl.sum(acc.reshape(BLOCK_M, VECTORS // STRIP, STRIP), axis=1)
+    n = tl.load(rows + first_row + tl.arange(0, STRIP))
+    if HAS_BIAS:
+        sums += tl.load(bias + n, n < N, other=0.0).to(tl.float32)[None, :]
+    out = y + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(out, sums.to(y.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
+
+
+def plan(M: int, chip: Chip) -> tuple[int, int, int]:
+    """(BLOCK_M, VECTORS, num_warps) of M tokens: a vector a thread, W read once for 16 tokens.
+
+    Of 16 tokens a thread needs 78 registers: sums, and a gather of each under way.
+    """
+    threads = 128
+    return min(16, triton.next_power_of_2(M)), threads, threads // chip.warp_size
+
+
+def linear(
+    x: Tensor,
+    values: Tensor,
+    col_indices: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    N: int,
+    K: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`."""
+    stored_rows = triton.cdiv(N, STRIP) * STRIP
+    check_linear(
+        "csr_linear_triton",
+        x,
+        (
+            ("values", values, None, (len(values), STRIP, VECTOR)),
+            (
+                "col_indices",
+                col_indices,
+                torch.uint16 if K <= 65536 else torch.int32,
+                (len(values), STRIP, VECTOR),
+            ),
+            ("rows", rows, torch.int32, (3, stored_rows)),
+        ),
+        bias,
+        N,
+        K,
+    )
+    flat = x.reshape(-1, K).contiguous()
+    y = x.new_empty((*x.shape[:-1], N))
+    M = len(flat)
+    if M:
+        BLOCK_M, VECTORS, num_warps = plan(M, chip_of(x.device))
+        grid = (stored_rows // STRIP, triton.cdiv(M, BLOCK_M))
+        with torch.cuda.device_of(x):
+            csr_linear_kernel[grid](
+                flat, values, col_indices, rows, bias, y, M, N, K, stored_rows,
+                BLOCK_M, VECTORS, STRIP, VECTOR,
+                HAS_BIAS=bias is not None,
+                num_warps=num_warps,
+            )  # fmt: skip
+    return y
