@@ -15,8 +15,8 @@ C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: 
                avx2, avx512   first | second << 2, as in the canonical form
                avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
     triton: rows padded to whole tiles of 64 columns, C = 2 ceil(K / 64)
-        values            [N, 16C]          rows of whole sectors; canonical where K is a multiple
-        meta int32        [C, N]            bits 4i..4i+3: group 8c + i of row n
+        values            [N, 16C]          rows of whole sectors
+        meta int32        [C, N]            bit j: column 32c + j of row n is stored, two of four
     cusparselt, cutlass: see rivals.py
     sm80, sm90a: panels of 64 rows x 64 columns, R = ceil(N / 64), C = ceil(K / 64), four row tiles
     of 16 and two steps of 32 each; lanes as csrc/cuda/sparse24_fragments.h draws them
@@ -107,6 +107,8 @@ _EMPTY_NIBBLE = 0b0100
 _NIBBLE_OF_PAIR = torch.tensor([0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110])
 _PAIR_OF_NIBBLE = torch.zeros(16, dtype=torch.int64)
 _PAIR_OF_NIBBLE[_NIBBLE_OF_PAIR] = torch.arange(6)
+_NIBBLE_OF_STORED = torch.zeros(16, dtype=torch.int64)
+_NIBBLE_OF_STORED[1 << (_NIBBLE_OF_PAIR & 3) | 1 << (_NIBBLE_OF_PAIR >> 2)] = _NIBBLE_OF_PAIR
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,8 @@ def _pack_triton(c: Sparse24) -> tuple[Tensor, Tensor]:
     G = -(-K // 4)
     C = 2 * -(-K // 64)
     nibbles = pad(nibbles_of(c.meta, G), (0, 8 * C - G), value=_EMPTY_NIBBLE).long()
-    words = (nibbles.view(N, C, 8) << _shifts(c.device)).sum(-1)
+    stored = 1 << (nibbles & 3) | 1 << (nibbles >> 2)
+    words = (stored.view(N, C, 8) << _shifts(c.device)).sum(-1)
     meta = words.to(torch.int32).t()  # wraps at 2^31: the bits count
     # clone, as contiguous() leaves a column as it is, with strides that no view of bytes takes
     meta = meta.clone(memory_format=torch.contiguous_format)
@@ -382,7 +385,8 @@ def _unpack_triton(packed: Packed) -> Sparse24:
     values, meta = packed.tensors
     N, K = packed.shape
     G = -(-K // 4)
-    nibbles = (meta.t().long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    stored = (meta.t().long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    nibbles = _NIBBLE_OF_STORED.to(meta.device)[stored]
     return Sparse24(
         values=values[:, : 2 * G].contiguous(),
         meta=_meta_of(nibbles.reshape(N, -1)[:, :G]),

@@ -1,8 +1,8 @@
 """The table of ops: one for each format and variant, and the public `linear` that looks it up.
 
 `torch.ops.prunekern.<stem>_linear_<layout>` are built in C++ (csrc/ops.cpp), in Triton (_triton/)
-or, as "reference", in plain torch. All of a format share schema, fake and gradient. A layer with a packed weight calls its
-op directly; nothing is chosen on the hot path.
+or, as "reference", in plain torch. All of a format share schema, fake and gradient. A layer with a
+packed weight calls its op directly; nothing is chosen on the hot path.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _TRITON_SCHEMAS = {
     "(Tensor, Tensor)",
     ("sparse24", "decompress"): "(Tensor values, Tensor meta, int out_features, "
     "int in_features) -> Tensor",
+    ("sparse24", "compress"): "(Tensor weight, bool largest) -> (Tensor, Tensor, Tensor)",
 }
 _REFERENCES = {
     "sparse24": reference.sparse24_linear,
@@ -106,6 +107,7 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
         *((f"sparse24_unpack_{layout}", _fake_sparse24_unpack) for layout in PANEL_LAYOUTS),
         ("sparse24_decompress", _fake_decompress),
         ("sparse24_decompress_triton", _fake_decompress),
+        ("sparse24_compress_triton", _fake_sparse24_compress),
     ):
         if hasattr(torch.ops.prunekern, name):
             torch.library.register_fake(f"prunekern::{name}", fake, lib=fragment)
@@ -139,6 +141,13 @@ def _fake_sparse24_unpack(values, meta, out_features, in_features):
 
 def _fake_decompress(values, meta, out_features, in_features):
     return values.new_empty((out_features, in_features))
+
+
+def _fake_sparse24_compress(weight, largest):
+    groups = -(-weight.shape[1] // 4)
+    meta = weight.new_empty((len(weight), -(-groups // 2)), dtype=torch.uint8)
+    values = weight.new_empty((len(weight), 2 * groups))
+    return values, meta, weight.new_empty(1, dtype=torch.int32)
 
 
 def _fake_bitmask_pack(layout, values, bitmask, out_features, in_features):

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from prunekern.formats import DTYPES
 
-# Stem -> op's name after the stem -> function of the format's file. `linear` takes the arguments of
-# every linear op; the schemas of the others stand in ops.py.
-OPS: dict[str, dict[str, str]] = {
-    "sparse24": {"linear": "linear", "pack": "pack", "decompress": "decompress"},
-    "bitmask": {"linear": "linear"},
-    "csr": {"linear": "linear"},
+# Stem -> ops, each a function of that name in the format's file.
+OPS: dict[str, tuple[str, ...]] = {
+    "sparse24": ("linear", "pack", "decompress", "compress"),
+    "bitmask": ("linear",),
+    "csr": ("linear",),
 }
 OLDEST = (3, 2)
 # Read by Triton, once, when a kernel's file is imported.
@@ -56,7 +55,7 @@ def function(stem: str, verb: str) -> Callable:
 
     def call(*args):
         module = importlib.import_module(f"prunekern._triton.{stem}")
-        return getattr(module, OPS[stem][verb])(*args)
+        return getattr(module, verb)(*args)
 
     return call
 

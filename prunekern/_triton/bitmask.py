@@ -26,19 +26,21 @@ bandwidth does. Above some tens of tokens the dense product's 2 M N K FLOPs bind
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
-from prunekern._triton.blocks import add_parts_kernel, dot, tile_of
-from prunekern._triton.plan import DECODE_TOKENS, Chip, Plan, chip_of
+from prunekern._triton.blocks import add_parts, dot, rounded, tile_of
+from prunekern._triton.plan import Chip, chip_of
 from prunekern.layouts import BITMASK_TILE
 from prunekern.layouts import BITMASK_UNIT as UNIT
 
-# Few rows, so that few out features still make many programs.
 TILE_N, TILE_K = BITMASK_TILE
+ROW_TILES_A_GROUP = 8  # that share what L2 holds of x
 
 
 @triton.jit
@@ -76,7 +78,7 @@ def bitmask_linear_kernel(
     bitmask,
     offsets,
     bias,
-    y,  # [M, N], or with SPLIT_K > 1 partial sums float32 [SPLIT_K, M, N]
+    y,  # [M, N], or of parts of K sums float32 [parts, M, N]
     M,
     N,
     K,
@@ -85,12 +87,11 @@ def bitmask_linear_kernel(
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
     UNIT: tl.constexpr,
-    SPLIT_K: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """One tile of y, or of one of the SPLIT_K parts of its sums."""
+    """A tile of y, or of the partial sums of k_tiles tiles of W."""
     TILE: tl.constexpr = TILE_N * TILE_K
     tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, TILE_N, GROUP)
     part = tl.program_id(1)
@@ -117,7 +118,16 @@ def bitmask_linear_kernel(
     if HAS_BIAS:
         acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
     out = y + (part.to(tl.int64) * M + m)[None, :] * N + n[:, None]
-    tl.store(out, acc.to(y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+    tl.store(out, rounded(acc, y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+
+
+class Plan(NamedTuple):
+    """How a product is cut: tokens of a program, parts of K, warps and stages of the pipeline."""
+
+    BLOCK_M: int
+    parts: int
+    num_warps: int
+    num_stages: int
 
 
 def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
@@ -130,21 +140,16 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
         element_size: Bytes of an element.
         chip: The GPU.
     """
-    BLOCK_M = 16 if M <= DECODE_TOKENS else 32 if M <= 32 else 64
-    tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, TILE_N)
-    # As in plan.py: two programs a multiprocessor, but no part of fewer than 4 tiles of K.
-    parts = max(1, min(2 * chip.sms // tiles, triton.cdiv(K, TILE_K) // 4, 16))
-    warps = 8 if BLOCK_M == 64 and element_size == 4 else 4
-    return Plan(
-        BLOCK_M,
-        TILE_N,
-        TILE_K,
-        SPLIT_K=1 << parts.bit_length() - 1,
-        GROUP=8,
-        num_warps=warps * 32 // chip.warp_size,
-        # float32 tiles are twice as large, and AMD has 64 KB of LDS.
-        num_stages=3 if element_size == 2 and chip.warp_size == 32 else 2,
-    )
+    # AMD's instructions take 16 tokens, mma 8.
+    BLOCK_M = 16 if M <= 16 else 32 if M <= 32 else 64
+    programs = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, TILE_N)
+    # Two programs a multiprocessor, but 4 tiles of K each: fewer would not fill the pipeline.
+    parts = max(1, min(2 * chip.sms // programs, triton.cdiv(K, TILE_K) // 4, 16))
+    # 64 tokens of float32, multiplied by plain FMAs, need the registers of 256 threads.
+    threads = 256 if BLOCK_M == 64 and element_size == 4 else 128
+    # Stages of float32 are twice as large, and AMD has 64 KB of LDS.
+    stages = 3 if element_size == 2 and chip.warp_size == 32 else 2
+    return Plan(BLOCK_M, parts, threads // chip.warp_size, stages)
 
 
 def linear(
@@ -162,7 +167,7 @@ def linear(
         "bitmask_linear_triton",
         x,
         (
-            ("values", values, None, (len(values) // UNIT * UNIT,)),
+            ("values", values, None, (triton.cdiv(len(values), UNIT) * UNIT,)),
             ("bitmask", bitmask, torch.int32, (rows, tiles, TILE_N * TILE_K // 32)),
             ("offsets", offsets, torch.int32, (rows * tiles + 1,)),
         ),
@@ -170,41 +175,48 @@ def linear(
         N,
         K,
     )
-    flat = x.reshape(-1, K).contiguous()
-    y = x.new_empty((*x.shape[:-1], N))
-    if len(flat):
+    tokens = x.reshape(-1, K).contiguous()
+    y = x.new_empty((len(tokens), N))
+    if len(tokens):
         with torch.cuda.device_of(x):
-            chosen = plan(len(flat), N, K, x.element_size(), chip_of(x.device))
-            launch(flat, values, bitmask, offsets, bias, y, chosen)
-    return y
+            chosen = plan(len(tokens), N, K, x.element_size(), chip_of(x.device))
+            # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
+            split = chosen.parts > 1
+            out = x.new_empty((chosen.parts, *y.shape), dtype=torch.float32) if split else y
+            grid, arguments, constants = linear_arguments(
+                tokens, values, bitmask, offsets, None if split else bias, out, chosen
+            )
+            bitmask_linear_kernel[grid](
+                *arguments,
+                **constants,
+                num_warps=chosen.num_warps,
+                num_stages=chosen.num_stages,
+            )
+            if split:
+                add_parts(out, bias, y)
+    return y.view(*x.shape[:-1], N)
 
 
-def launch(
+def linear_arguments(
     x: Tensor,
     values: Tensor,
     bitmask: Tensor,
     offsets: Tensor,
     bias: Tensor | None,
-    y: Tensor,
+    out: Tensor,
     plan: Plan,
-) -> None:
-    """The product of x [M, K] into y, by a plan."""
-    (M, K), N = x.shape, y.shape[-1]
-    split = plan.SPLIT_K > 1
-    # Partial sums come from torch's caching allocator: in a CUDA graph from the graph's own pool.
-    target = x.new_empty((plan.SPLIT_K, M, N), dtype=torch.float32) if split else y
-    grid = (triton.cdiv(M, plan.BLOCK_M) * triton.cdiv(N, TILE_N), plan.SPLIT_K)
-    bitmask_linear_kernel[grid](
-        x, values, bitmask, offsets, bias, target, M, N, K,
-        triton.cdiv(triton.cdiv(K, TILE_K), plan.SPLIT_K),
-        plan.BLOCK_M, TILE_N, TILE_K, UNIT, plan.SPLIT_K, plan.GROUP,
-        HAS_BIAS=bias is not None and not split,
-        EVEN_K=K % TILE_K == 0,
-        num_warps=plan.num_warps,
-        num_stages=plan.num_stages,
-    )  # fmt: skip
-    if split:
-        BLOCK = 512
-        add_parts_kernel[(triton.cdiv(M * N, BLOCK),)](
-            target, bias, y, N, M * N, plan.SPLIT_K, BLOCK, HAS_BIAS=bias is not None
-        )
+) -> tuple[tuple[int, int], tuple, dict]:
+    """Grid, arguments and constants of the kernel."""
+    (M, K), N = x.shape, out.shape[-1]
+    k_tiles = triton.cdiv(triton.cdiv(K, TILE_K), plan.parts)
+    constants = {
+        "BLOCK_M": plan.BLOCK_M,
+        "TILE_N": TILE_N,
+        "TILE_K": TILE_K,
+        "UNIT": UNIT,
+        "GROUP": ROW_TILES_A_GROUP,
+        "HAS_BIAS": bias is not None,
+        "EVEN_K": K % TILE_K == 0,
+    }
+    grid = (triton.cdiv(M, plan.BLOCK_M) * triton.cdiv(N, TILE_N), plan.parts)
+    return grid, (x, values, bitmask, offsets, bias, out, M, N, K, k_tiles), constants

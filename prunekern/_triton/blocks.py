@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from prunekern._triton import INTERPRETED
 
@@ -41,3 +42,12 @@ def add_parts_kernel(
     if HAS_BIAS:
         acc += tl.load(bias + i % N, inside, other=0.0).to(tl.float32)
     tl.store(y + i, acc.to(y.dtype.element_ty), inside)
+
+
+def add_parts(parts: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """The sum of float32 parts [SPLIT_K, M, N], and bias, into y."""
+    SPLIT_K, _, N = parts.shape
+    BLOCK = 512
+    add_parts_kernel[(triton.cdiv(y.numel(), BLOCK),)](
+        parts, bias, y, N, y.numel(), SPLIT_K, BLOCK, HAS_BIAS=bias is not None
+    )

@@ -19,12 +19,15 @@ from there the gathers of x, one a kept weight and token, served by L1 and L2: M
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
+from prunekern._triton.blocks import rounded
 from prunekern._triton.plan import Chip, chip_of
 from prunekern.layouts import CSR_STRIP as STRIP
 from prunekern.layouts import CSR_VECTOR as VECTOR
@@ -90,16 +93,24 @@ def csr_linear_kernel(
     if HAS_BIAS:
         sums += tl.load(bias + n, n < N, other=0.0).to(tl.float32)[None, :]
     out = y + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out, sums.to(y.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
+    tl.store(out, rounded(sums, y.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
 
 
-def plan(M: int, chip: Chip) -> tuple[int, int, int]:
-    """(BLOCK_M, VECTORS, num_warps) of M tokens: a vector a thread, W read once for 16 tokens.
+class Plan(NamedTuple):
+    """How a product is cut: tokens of a program, vectors that it reads at a time, warps."""
 
-    Of 16 tokens a thread needs 78 registers: sums, and a gather of each under way.
+    BLOCK_M: int
+    VECTORS: int
+    num_warps: int
+
+
+def plan(M: int, chip: Chip) -> Plan:
+    """The plan of M tokens: a vector a thread, and W read once for up to 16 tokens.
+
+    16 tokens take 78 registers of a thread: sums, and gathers under way.
     """
     threads = 128
-    return min(16, triton.next_power_of_2(M)), threads, threads // chip.warp_size
+    return Plan(min(16, triton.next_power_of_2(M)), threads, threads // chip.warp_size)
 
 
 def linear(
@@ -112,7 +123,6 @@ def linear(
     K: int,
 ) -> Tensor:
     """See `prunekern.reference.linear`."""
-    stored_rows = triton.cdiv(N, STRIP) * STRIP
     check_linear(
         "csr_linear_triton",
         x,
@@ -124,23 +134,41 @@ def linear(
                 torch.uint16 if K <= 65536 else torch.int32,
                 (len(values), STRIP, VECTOR),
             ),
-            ("rows", rows, torch.int32, (3, stored_rows)),
+            ("crow_indices", rows, torch.int32, (3, triton.cdiv(N, STRIP) * STRIP)),
         ),
         bias,
         N,
         K,
     )
-    flat = x.reshape(-1, K).contiguous()
-    y = x.new_empty((*x.shape[:-1], N))
-    M = len(flat)
-    if M:
-        BLOCK_M, VECTORS, num_warps = plan(M, chip_of(x.device))
-        grid = (stored_rows // STRIP, triton.cdiv(M, BLOCK_M))
+    tokens = x.reshape(-1, K).contiguous()
+    y = x.new_empty((len(tokens), N))
+    if len(tokens):
         with torch.cuda.device_of(x):
-            csr_linear_kernel[grid](
-                flat, values, col_indices, rows, bias, y, M, N, K, stored_rows,
-                BLOCK_M, VECTORS, STRIP, VECTOR,
-                HAS_BIAS=bias is not None,
-                num_warps=num_warps,
-            )  # fmt: skip
-    return y
+            chosen = plan(len(tokens), chip_of(x.device))
+            grid, arguments, constants = linear_arguments(
+                tokens, values, col_indices, rows, bias, y, chosen
+            )
+            csr_linear_kernel[grid](*arguments, **constants, num_warps=chosen.num_warps)
+    return y.view(*x.shape[:-1], N)
+
+
+def linear_arguments(
+    x: Tensor,
+    values: Tensor,
+    col_indices: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    plan: Plan,
+) -> tuple[tuple[int, int], tuple, dict]:
+    """Grid, arguments and constants of the kernel."""
+    (M, K), (_, N), stored_rows = x.shape, out.shape, rows.shape[1]
+    constants = {
+        "BLOCK_M": plan.BLOCK_M,
+        "VECTORS": plan.VECTORS,
+        "STRIP": STRIP,
+        "VECTOR": VECTOR,
+        "HAS_BIAS": bias is not None,
+    }
+    grid = (stored_rows // STRIP, triton.cdiv(M, plan.BLOCK_M))
+    return grid, (x, values, col_indices, rows, bias, out, M, N, K, stored_rows), constants

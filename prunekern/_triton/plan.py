@@ -43,6 +43,10 @@ class Plan:
     num_warps: int
     num_stages: int
 
+    def options(self) -> dict[str, int]:
+        """What Triton takes at a launch."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
     """The plan of one product.
