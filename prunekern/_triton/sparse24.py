@@ -22,13 +22,15 @@ the CUDA kernels stand before these ("sm80"). So decode gains what the bytes giv
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
-from prunekern._triton.blocks import add_parts, dot, tile_of
+from prunekern._triton.blocks import AUTOTUNE, add_parts, dot, rounded, tile_of, tuned
 from prunekern._triton.plan import Plan, plan_for
 
 COLUMNS = 64  # rows are padded to a multiple of these
@@ -83,7 +85,7 @@ def sparse24_linear_kernel(
     N,
     K,
     row_pairs,
-    k_tiles,  # of a program
+    part_k,  # columns of a program
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -91,7 +93,7 @@ def sparse24_linear_kernel(
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """A tile of y, or of the partial sums of k_tiles tiles of K."""
+    """A tile of y, or of the partial sums of part_k columns."""
     tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
     part = tl.program_id(1)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -99,8 +101,8 @@ def sparse24_linear_kernel(
     columns = tl.arange(0, BLOCK_K)
     token = x + tl.minimum(m, M - 1).to(tl.int64)[None, :] * K
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    begin = part * k_tiles * BLOCK_K
-    for k in range(begin, tl.minimum(begin + k_tiles * BLOCK_K, 4 * row_pairs), BLOCK_K):
+    begin = part * part_k
+    for k in range(begin, tl.minimum(begin + part_k, 4 * row_pairs), BLOCK_K):
         pair, bits = _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N, BLOCK_K)
         w = _expand(pair, bits, x.dtype.element_ty, BLOCK_N, BLOCK_K)
         if EVEN_K:
@@ -111,7 +113,7 @@ def sparse24_linear_kernel(
     if HAS_BIAS:
         acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
     out = y + (part.to(tl.int64) * M + m)[None, :] * N + n[:, None]
-    tl.store(out, acc.to(y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+    tl.store(out, rounded(acc, y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
 
 
 @triton.jit
@@ -226,46 +228,42 @@ def linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, N: int,
         K,
     )
     rows = x.reshape(-1, K).contiguous()
-    y = x.new_empty((*x.shape[:-1], N))
+    y = x.new_empty((len(rows), N))
     if len(rows):
         with torch.cuda.device_of(x):
             launch(rows, values, meta, bias, y, plan_for(x, len(rows), N, tiles * COLUMNS))
-    return y
+    return y.view(*x.shape[:-1], N)
 
 
 def launch(
     x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, y: Tensor, plan: Plan
 ) -> None:
     """The product of x [M, K] into y, by a plan."""
-    M, N = len(x), len(values)
-    if plan.SPLIT_K == 1:
-        grid, arguments, constants = linear_arguments(x, values, meta, bias, y, plan)
-        sparse24_linear_kernel[grid](*arguments, **constants, **plan.options())
-        return
-    # From torch's caching allocator: in a CUDA graph from the graph's own pool.
-    parts = x.new_empty((plan.SPLIT_K, M, N), dtype=torch.float32)
-    grid, arguments, constants = linear_arguments(x, values, meta, None, parts, plan)
-    sparse24_linear_kernel[grid](*arguments, **constants, **plan.options())
-    add_parts(parts, bias, y)
+    kernel = tuned(sparse24_linear_kernel) if AUTOTUNE else sparse24_linear_kernel
+    # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
+    split = plan.SPLIT_K > 1
+    out = x.new_empty((plan.SPLIT_K, *y.shape), dtype=torch.float32) if split else y
+    grid, arguments, constants = linear_arguments(
+        x, values, meta, None if split else bias, out, plan
+    )
+    kernel[grid](*arguments, **constants, **(plan.fixed() if AUTOTUNE else plan.options()))
+    if split:
+        add_parts(out, bias, y)
 
 
 def linear_arguments(
     x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, out: Tensor, plan: Plan
-) -> tuple[tuple[int, int], tuple, dict]:
-    """Grid, arguments and constants of the kernel."""
+) -> tuple[Callable, tuple, dict]:
+    """Grid, arguments and constants of the kernel, all but those of the plan."""
     (M, K), N = x.shape, len(values)
     pairs = _integers(values, 2)
-    k_tiles = triton.cdiv(4 * pairs.shape[1] // plan.BLOCK_K, plan.SPLIT_K)
-    constants = dict(
-        BLOCK_M=plan.BLOCK_M,
-        BLOCK_N=plan.BLOCK_N,
-        BLOCK_K=plan.BLOCK_K,
-        GROUP=plan.GROUP,
-        HAS_BIAS=bias is not None,
-        EVEN_K=K % plan.BLOCK_K == 0,
-    )
-    grid = (triton.cdiv(M, plan.BLOCK_M) * triton.cdiv(N, plan.BLOCK_N), plan.SPLIT_K)
-    return grid, (x, pairs, meta, bias, out, M, N, K, pairs.shape[1], k_tiles), constants
+
+    def grid(tile: dict) -> tuple[int, int]:
+        tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
+        return tiles, plan.SPLIT_K
+
+    arguments = (x, pairs, meta, bias, out, M, N, K, pairs.shape[1], plan.part_k)
+    return grid, arguments, {"HAS_BIAS": bias is not None, "EVEN_K": K % COLUMNS == 0}
 
 
 _BLOCK_N = 32  # of the conversions
