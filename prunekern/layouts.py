@@ -562,9 +562,11 @@ def _unpack_strips(packed: Packed) -> CSR:
     lengths = ordered[places]
     slots = _slots_of_strips(lengths, places, starts[places])
     starts_of_rows = pad(lengths[: packed.shape[0]].cumsum(0), (1, 0))
+    # The padded ones first: their number is a shape, which torch.compile knows.
+    short = values.numel() < 2**31 or len(slots) < 2**31
     return CSR(
         values=values.view(-1)[slots],
         col_indices=_columns_as_int(columns).view(-1)[slots].view(columns.dtype),
-        crow_indices=starts_of_rows.to(torch.int32 if len(slots) < 2**31 else torch.int64),
+        crow_indices=starts_of_rows.to(torch.int32 if short else torch.int64),
         shape=packed.shape,
     )

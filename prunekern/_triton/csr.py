@@ -127,7 +127,7 @@ def linear(
         "csr_linear_triton",
         x,
         (
-            ("values", values, None, (len(values), STRIP, VECTOR)),
+            ("values", values, None, (len(col_indices), STRIP, VECTOR)),
             (
                 "col_indices",
                 col_indices,
