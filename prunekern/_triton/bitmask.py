@@ -26,7 +26,7 @@ bandwidth does. Above some tens of tokens the dense product's 2 M N K FLOPs bind
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import triton
@@ -35,12 +35,11 @@ from torch import Tensor
 
 from prunekern._triton import check_linear
 from prunekern._triton.blocks import add_parts, dot, rounded, tile_of
-from prunekern._triton.plan import Chip, chip_of
+from prunekern._triton.plan import Chip, Plan, chip_of
 from prunekern.layouts import BITMASK_TILE
 from prunekern.layouts import BITMASK_UNIT as UNIT
 
 TILE_N, TILE_K = BITMASK_TILE
-ROW_TILES_A_GROUP = 8  # that share what L2 holds of x
 
 
 @triton.jit
@@ -50,9 +49,9 @@ def _halves(t, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def _expand(stored, words, TILE_N: tl.constexpr, TILE_K: tl.constexpr):
-    """The dense tile [TILE_N, TILE_K] of its values [TILE_N * TILE_K] and words of the bitmask."""
-    BYTES: tl.constexpr = TILE_N * TILE_K // 8
+def _expand(stored, words, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The dense tile [BLOCK_N, BLOCK_K] of values stored for it and words of the bitmask."""
+    BYTES: tl.constexpr = BLOCK_N * BLOCK_K // 8
     words = words.to(tl.uint32, bitcast=True)
     quarters = _halves(_halves(words, 16), 8) & 0xFF
     byte = tl.permute(quarters, (1, 2, 0)).reshape(BYTES)
@@ -68,7 +67,7 @@ def _expand(stored, words, TILE_N: tl.constexpr, TILE_K: tl.constexpr):
     index = before[:, None] + (nibbles & 7).to(tl.int32)
     w = tl.gather(stored, index.reshape(8 * BYTES), 0)
     w = tl.where((nibbles & 8).reshape(8 * BYTES) != 0, w, tl.zeros_like(w))
-    return w.reshape(TILE_N, TILE_K)
+    return w.reshape(BLOCK_N, BLOCK_K)
 
 
 @triton.jit
@@ -82,34 +81,35 @@ def bitmask_linear_kernel(
     M,
     N,
     K,
-    k_tiles,  # of a program
+    part_k,  # columns of a program
     BLOCK_M: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_K: tl.constexpr,
-    UNIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """A tile of y, or of the partial sums of k_tiles tiles of W."""
-    TILE: tl.constexpr = TILE_N * TILE_K
-    tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, TILE_N, GROUP)
+    """A tile of y, or of the partial sums of part_k columns."""
+    TILE: tl.constexpr = BLOCK_N * BLOCK_K
+    tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
     part = tl.program_id(1)
-    n = tile_n * TILE_N + tl.arange(0, TILE_N)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     token = x + tl.minimum(m, M - 1).to(tl.int64)[None, :] * K
-    tiles = tl.cdiv(K, TILE_K)
-    acc = tl.zeros((TILE_N, BLOCK_M), tl.float32)
-    for t in range(part * k_tiles, tl.minimum((part + 1) * k_tiles, tiles)):
-        tile = tile_n * tiles + t
+    tiles = tl.cdiv(K, BLOCK_K)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    begin = part * part_k
+    for column in range(begin, tl.minimum(begin + part_k, K), BLOCK_K):
+        tile = tile_n * tiles + column // BLOCK_K
         start = tl.load(offsets + tile)
         # A multiple of UNIT, so the compiler knows that a vector is read wholly or not at all.
         elems = (tl.load(offsets + tile + 1) - start) * UNIT
         within = tl.arange(0, TILE)
         stored = tl.load(values + start.to(tl.int64) * UNIT + within, within < elems, other=0.0)
         words = tl.load(bitmask + tile.to(tl.int64) * (TILE // 32) + tl.arange(0, TILE // 32))
-        w = _expand(stored, words, TILE_N, TILE_K)
-        k = (t * TILE_K + tl.arange(0, TILE_K))[:, None]
+        w = _expand(stored, words, BLOCK_N, BLOCK_K)
+        k = (column + tl.arange(0, BLOCK_K))[:, None]
         if EVEN_K:
             tile_x = tl.load(token + k)
         else:
@@ -119,15 +119,6 @@ def bitmask_linear_kernel(
         acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
     out = y + (part.to(tl.int64) * M + m)[None, :] * N + n[:, None]
     tl.store(out, rounded(acc, y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
-
-
-class Plan(NamedTuple):
-    """How a product is cut: tokens of a program, parts of K, warps and stages of the pipeline."""
-
-    BLOCK_M: int
-    parts: int
-    num_warps: int
-    num_stages: int
 
 
 def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
@@ -143,13 +134,23 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
     # AMD's instructions take 16 tokens, mma 8.
     BLOCK_M = 16 if M <= 16 else 32 if M <= 32 else 64
     programs = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, TILE_N)
+    tiles = triton.cdiv(K, TILE_K)
     # Two programs a multiprocessor, but 4 tiles of K each: fewer would not fill the pipeline.
-    parts = max(1, min(2 * chip.sms // programs, triton.cdiv(K, TILE_K) // 4, 16))
+    parts = max(1, min(2 * chip.sms // programs, tiles // 4, 16))
+    part_tiles = triton.cdiv(tiles, parts)
     # 64 tokens of float32, multiplied by plain FMAs, need the registers of 256 threads.
     threads = 256 if BLOCK_M == 64 and element_size == 4 else 128
-    # Stages of float32 are twice as large, and AMD has 64 KB of LDS.
-    stages = 3 if element_size == 2 and chip.warp_size == 32 else 2
-    return Plan(BLOCK_M, parts, threads // chip.warp_size, stages)
+    return Plan(
+        BLOCK_M,
+        TILE_N,
+        TILE_K,
+        GROUP=8,
+        SPLIT_K=triton.cdiv(tiles, part_tiles),
+        part_k=part_tiles * TILE_K,
+        num_warps=threads // chip.warp_size,
+        # Stages of float32 are twice as large, and AMD has 64 KB of LDS.
+        num_stages=2 if chip.amd or element_size == 4 else 3,
+    )
 
 
 def linear(
@@ -179,19 +180,14 @@ def linear(
     y = x.new_empty((len(tokens), N))
     if len(tokens):
         with torch.cuda.device_of(x):
-            chosen = plan(len(tokens), N, K, x.element_size(), chip_of(x.device))
+            cut = plan(len(tokens), N, K, x.element_size(), chip_of(x.device))
             # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
-            split = chosen.parts > 1
-            out = x.new_empty((chosen.parts, *y.shape), dtype=torch.float32) if split else y
+            split = cut.SPLIT_K > 1
+            out = x.new_empty((cut.SPLIT_K, *y.shape), dtype=torch.float32) if split else y
             grid, arguments, constants = linear_arguments(
-                tokens, values, bitmask, offsets, None if split else bias, out, chosen
+                tokens, values, bitmask, offsets, None if split else bias, out, cut
             )
-            bitmask_linear_kernel[grid](
-                *arguments,
-                **constants,
-                num_warps=chosen.num_warps,
-                num_stages=chosen.num_stages,
-            )
+            bitmask_linear_kernel[grid](*arguments, **constants, **cut.options())
             if split:
                 add_parts(out, bias, y)
     return y.view(*x.shape[:-1], N)
@@ -205,18 +201,14 @@ def linear_arguments(
     bias: Tensor | None,
     out: Tensor,
     plan: Plan,
-) -> tuple[tuple[int, int], tuple, dict]:
-    """Grid, arguments and constants of the kernel."""
+) -> tuple[Callable, tuple, dict]:
+    """Grid, arguments and constants of the kernel, all but those of the plan."""
     (M, K), N = x.shape, out.shape[-1]
-    k_tiles = triton.cdiv(triton.cdiv(K, TILE_K), plan.parts)
-    constants = {
-        "BLOCK_M": plan.BLOCK_M,
-        "TILE_N": TILE_N,
-        "TILE_K": TILE_K,
-        "UNIT": UNIT,
-        "GROUP": ROW_TILES_A_GROUP,
-        "HAS_BIAS": bias is not None,
-        "EVEN_K": K % TILE_K == 0,
-    }
-    grid = (triton.cdiv(M, plan.BLOCK_M) * triton.cdiv(N, TILE_N), plan.parts)
-    return grid, (x, values, bitmask, offsets, bias, out, M, N, K, k_tiles), constants
+
+    def grid(tile: dict) -> tuple[int, int]:
+        tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
+        return tiles, plan.SPLIT_K
+
+    arguments = (x, values, bitmask, offsets, bias, out, M, N, K, plan.part_k)
+    constants = {"UNIT": UNIT, "HAS_BIAS": bias is not None, "EVEN_K": K % TILE_K == 0}
+    return grid, arguments, constants

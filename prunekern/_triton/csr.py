@@ -19,7 +19,7 @@ from there the gathers of x, one a kept weight and token, served by L1 and L2: M
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import triton
@@ -27,8 +27,8 @@ import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
-from prunekern._triton.blocks import rounded
-from prunekern._triton.plan import Chip, chip_of
+from prunekern._triton.blocks import rounded, tile_of
+from prunekern._triton.plan import Chip, Plan, chip_of
 from prunekern.layouts import CSR_STRIP as STRIP
 from prunekern.layouts import CSR_VECTOR as VECTOR
 
@@ -59,27 +59,31 @@ def csr_linear_kernel(
     K,
     stored_rows,
     BLOCK_M: tl.constexpr,
-    VECTORS: tl.constexpr,  # that a program reads at a time, one a thread
-    STRIP: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # rows of a strip
+    BLOCK_K: tl.constexpr,  # entries of each that a program reads at a time
+    GROUP: tl.constexpr,
     VECTOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
     """One strip of rows for BLOCK_M tokens."""
-    first_row = tl.program_id(0) * STRIP
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    VECTORS: tl.constexpr = BLOCK_N * BLOCK_K // VECTOR
+    CHUNK: tl.constexpr = BLOCK_N * VECTOR
+    strip, tile_m = tile_of(tl.program_id(0), M, stored_rows, BLOCK_M, BLOCK_N, GROUP)
+    first_row = strip * BLOCK_N
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     token = x + tl.minimum(m, M - 1).to(tl.int64)[:, None] * K
 
     # The first row of a strip is its longest.
     chunks = tl.cdiv(tl.load(rows + stored_rows + first_row), VECTOR)
-    start = tl.load(rows + 2 * stored_rows + first_row).to(tl.int64) * (STRIP * VECTOR)
+    start = tl.load(rows + 2 * stored_rows + first_row).to(tl.int64) * CHUNK
     vectors = tl.arange(0, VECTORS)
-    left = tl.load(rows + stored_rows + first_row + vectors % STRIP) - vectors // STRIP * VECTOR
+    left = tl.load(rows + stored_rows + first_row + vectors % BLOCK_N) - vectors // BLOCK_N * VECTOR
     within = vectors[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
 
     acc = tl.zeros((BLOCK_M, VECTORS), tl.float32)
-    for c in range(0, chunks, VECTORS // STRIP):
-        at = start + c * (STRIP * VECTOR) + within
-        stored = (vectors < (chunks - c) * STRIP)[:, None]
+    for c in range(0, chunks, BLOCK_K // VECTOR):
+        at = start + c * CHUNK + within
+        stored = (vectors < (chunks - c) * BLOCK_N)[:, None]
         w = _columns_of_eight(tl.load(values + at, stored, other=0.0), VECTORS)
         k = _columns_of_eight(tl.load(columns + at, stored, other=0), VECTORS)
         for e in tl.static_range(VECTOR):
@@ -88,29 +92,31 @@ def csr_linear_kernel(
             x_kept = tl.load(token + k[e].to(tl.int32)[None, :], kept, other=0.0)
             acc += x_kept.to(tl.float32) * w[e].to(tl.float32)[None, :]
 
-    sums = tl.sum(acc.reshape(BLOCK_M, VECTORS // STRIP, STRIP), axis=1)
-    n = tl.load(rows + first_row + tl.arange(0, STRIP))
+    sums = tl.sum(acc.reshape(BLOCK_M, BLOCK_K // VECTOR, BLOCK_N), axis=1)
+    n = tl.load(rows + first_row + tl.arange(0, BLOCK_N))
     if HAS_BIAS:
         sums += tl.load(bias + n, n < N, other=0.0).to(tl.float32)[None, :]
     out = y + m.to(tl.int64)[:, None] * N + n[None, :]
     tl.store(out, rounded(sums, y.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
 
 
-class Plan(NamedTuple):
-    """How a product is cut: tokens of a program, vectors that it reads at a time, warps."""
+def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
+    """The plan of one product: a vector a thread, and W read once for up to 16 tokens.
 
-    BLOCK_M: int
-    VECTORS: int
-    num_warps: int
-
-
-def plan(M: int, chip: Chip) -> Plan:
-    """The plan of M tokens: a vector a thread, and W read once for up to 16 tokens.
-
-    16 tokens take 78 registers of a thread: sums, and gathers under way.
+    Those take 78 registers of a thread: sums, and gathers under way. The arguments are those of
+    `bitmask.plan`; strips are of one size whatever the weight's.
     """
     threads = 128
-    return Plan(min(16, triton.next_power_of_2(M)), threads, threads // chip.warp_size)
+    return Plan(
+        BLOCK_M=min(16, triton.next_power_of_2(M)),
+        BLOCK_N=STRIP,
+        BLOCK_K=threads // STRIP * VECTOR,
+        GROUP=8,
+        SPLIT_K=1,
+        part_k=K,
+        num_warps=threads // chip.warp_size,
+        num_stages=2,
+    )
 
 
 def linear(
@@ -144,11 +150,11 @@ def linear(
     y = x.new_empty((len(tokens), N))
     if len(tokens):
         with torch.cuda.device_of(x):
-            chosen = plan(len(tokens), chip_of(x.device))
+            cut = plan(len(tokens), N, K, x.element_size(), chip_of(x.device))
             grid, arguments, constants = linear_arguments(
-                tokens, values, col_indices, rows, bias, y, chosen
+                tokens, values, col_indices, rows, bias, y, cut
             )
-            csr_linear_kernel[grid](*arguments, **constants, num_warps=chosen.num_warps)
+            csr_linear_kernel[grid](*arguments, **constants, **cut.options())
     return y.view(*x.shape[:-1], N)
 
 
@@ -160,15 +166,12 @@ def linear_arguments(
     bias: Tensor | None,
     out: Tensor,
     plan: Plan,
-) -> tuple[tuple[int, int], tuple, dict]:
-    """Grid, arguments and constants of the kernel."""
+) -> tuple[Callable, tuple, dict]:
+    """Grid, arguments and constants of the kernel, all but those of the plan."""
     (M, K), (_, N), stored_rows = x.shape, out.shape, rows.shape[1]
-    constants = {
-        "BLOCK_M": plan.BLOCK_M,
-        "VECTORS": plan.VECTORS,
-        "STRIP": STRIP,
-        "VECTOR": VECTOR,
-        "HAS_BIAS": bias is not None,
-    }
-    grid = (stored_rows // STRIP, triton.cdiv(M, plan.BLOCK_M))
-    return grid, (x, values, col_indices, rows, bias, out, M, N, K, stored_rows), constants
+
+    def grid(tile: dict) -> tuple[int]:
+        return (triton.cdiv(M, tile["BLOCK_M"]) * stored_rows // tile["BLOCK_N"],)
+
+    arguments = (x, values, col_indices, rows, bias, out, M, N, K, stored_rows)
+    return grid, arguments, {"VECTOR": VECTOR, "HAS_BIAS": bias is not None}
