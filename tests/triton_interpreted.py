@@ -130,3 +130,25 @@ def test_a_model_runs_on_it_where_it_is_asked_for(stem):
     y = model(x)
     prunekern.restore_linears(model)
     torch.testing.assert_close(y, model(x))
+
+
+@pytest.mark.slow
+def test_the_default_model_has_the_loss_of_the_reference():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from prunekern.compare import default_model, measure
+    from prunekern.compare.text import default_text, token_windows
+
+    path = default_model.default_model_path()
+    model, tokenizer = (
+        kind.from_pretrained(path) for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    windows = token_windows(tokenizer, default_text(), windows=1)[:, :96]
+    losses = {}
+    for layout in ("reference", "triton"):
+        report = prunekern.replace_linears(model, kernel="2:4", layout=layout)
+        assert {layer.layout for layer in report.layers} == {layout}
+        losses[layout] = measure.negative_log_likelihood(model, windows)
+        prunekern.restore_linears(model)
+    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-3)
+    print({name: measure.perplexity(loss, windows) for name, loss in losses.items()})
