@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +10,14 @@ from gpu_emulation import Counters, Module
 from gpu_emulation.compiler import triton_to_ptx
 from torch import Tensor
 
-from prunekern._triton.plan import Chip, Plan, plan
+from prunekern._triton import bitmask, csr, plan, sparse24
+from prunekern._triton.plan import Chip, Plan
 from prunekern.formats import FORMATS, compress
 from prunekern.layouts import Packed, pack_reference
 from prunekern.testing import random_weight
 
+MODULES = {"sparse24": sparse24, "bitmask": bitmask, "csr": csr}
+PLANS = {"sparse24": plan.plan, "bitmask": bitmask.plan, "csr": csr.plan}
 KERNELS = {cls.stem: name for name, cls in FORMATS.items()}
 TYPES = {
     torch.float16: "fp16",
@@ -24,6 +26,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
     torch.int16: "i16",
+    torch.uint16: "u16",
     torch.uint8: "u8",
 }
 # What ptxas of CUDA 12.4 and of every later one reads.
@@ -105,8 +108,13 @@ class Case:
         cls, stem: str, M: int, N: int, K: int, dtype: torch.dtype, chip: Chip = SMALL_CHIP
     ) -> Case:
         """A random one, planned for a chip so small that K is cut where that pays."""
-        weight = random_weight(KERNELS[stem], N, K, dtype)
-        cut = plan(M, N, -(-K // 64) * 64, dtype.itemsize, chip)
+        return cls.of(stem, M, random_weight(KERNELS[stem], N, K, dtype), chip)
+
+    @classmethod
+    def of(cls, stem: str, M: int, weight: Tensor, chip: Chip = SMALL_CHIP) -> Case:
+        """Of M tokens and a weight that the format takes."""
+        (N, K), dtype = weight.shape, weight.dtype
+        cut = PLANS[stem](M, N, -(-K // 64) * 64, dtype.itemsize, chip)
         split = cut.SPLIT_K > 1
         shape = (cut.SPLIT_K, M, N) if split else (M, N)
         return cls(
@@ -120,7 +128,7 @@ class Case:
 
     def launch(self) -> Launch:
         """Of the product's kernel."""
-        module = importlib.import_module(f"prunekern._triton.{self.packed.stem}")
+        module = MODULES[self.packed.stem]
         function = getattr(module, f"{self.packed.stem}_linear_kernel")
         grid, arguments, constants = module.linear_arguments(
             self.x, *self.packed.tensors, self.bias, self.out, self.plan
