@@ -9,7 +9,13 @@ from prunekern import _triton, ops
 from prunekern.formats import DTYPES, compress, decompress
 from prunekern.layouts import pack_reference
 from prunekern.pruning.masks import nm_mask
-from prunekern.testing import SHAPES, assert_close_to_float64, random_weight, whole_numbers
+from prunekern.testing import (
+    SHAPES,
+    assert_close_to_float64,
+    random_weight,
+    uneven_weight,
+    whole_numbers,
+)
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 KERNELS = {"sparse24": "2:4", "bitmask": "bitmask", "csr": "csr"}
@@ -152,3 +158,21 @@ def test_the_default_model_has_the_loss_of_the_reference():
         prunekern.restore_linears(model)
     assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-3)
     print({name: measure.perplexity(loss, windows) for name, loss in losses.items()})
+
+
+@every_dtype
+@pytest.mark.parametrize("stem", ["bitmask", "csr"])
+def test_any_density_and_rows_of_very_different_lengths(stem, dtype):
+    weights = [random_weight(stem, 45, 270, dtype, density) for density in (0.0, 0.05, 1.0)]
+    for M, weight in zip((1, 3, 5, 18), (*weights, uneven_weight(75, 390, dtype)), strict=True):
+        x = torch.randn(M, weight.shape[1]).to(dtype)
+        y = ops.linear(x, pack_reference(compress(weight, stem), "triton"))
+        assert_close_to_float64(y, x, weight, None, (M, *weight.shape))
+
+
+@every_dtype
+def test_csr_with_32_bit_columns(dtype):
+    weight = random_weight("csr", 3, 65540, dtype, 0.01)
+    x = torch.randn(2, 65540).to(dtype)
+    y = ops.linear(x, pack_reference(compress(weight, "csr"), "triton"))
+    assert_close_to_float64(y, x, weight)

@@ -19,7 +19,7 @@ W is the first operand of the product: its rows lie along the longer side of an 
 along the shorter (8).
 
 Limit: 1/8 byte and the kept values a weight, 1.125 at 50 % zeros and 16 bits, each read once. For
-few tokens the expansion binds on data center GPUs, some 580 instructions and 150 wavefronts of
+few tokens the expansion binds on data center GPUs, some 530 instructions and 150 wavefronts of
 shared memory per 1024 weights where an A100's bandwidth leaves time for 347 and 87; on others
 bandwidth does. Above some tens of tokens the dense product's 2 M N K FLOPs bind.
 """
