@@ -143,12 +143,11 @@ def test_the_default_model_has_the_loss_of_the_reference():
     model, tokenizer = (
         kind.from_pretrained(path) for kind in (AutoModelForCausalLM, AutoTokenizer)
     )
-    windows = token_windows(tokenizer, default_text(), windows=1)[:, :96]
+    windows = token_windows(tokenizer, default_text(), windows=1)[:, :64]
     losses = {}
     for layout in ("reference", "triton"):
         report = prunekern.replace_linears(model, kernel="2:4", layout=layout)
         assert {layer.layout for layer in report.layers} == {layout}
         losses[layout] = measure.negative_log_likelihood(model, windows)
         prunekern.restore_linears(model)
-    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-3)
-    print({name: measure.perplexity(loss, windows) for name, loss in losses.items()})
+    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-5)
