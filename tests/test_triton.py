@@ -53,6 +53,18 @@ def test_plans_cover_k_once_and_fit_the_chip(chip, size):
             assert stage * p.num_stages <= 64 * 1024  # the LDS of AMD's; NVIDIA's have more
 
 
+def test_tiles_to_measure_divide_the_parts_of_k(triton):
+    from prunekern._triton.blocks import tuned
+    from prunekern._triton.sparse24 import sparse24_linear_kernel
+
+    tuner = tuned(sparse24_linear_kernel)
+    assert tuner is tuned(sparse24_linear_kernel) and tuner.cache_results
+    for columns, tiles in ((4096, {64, 128}), (576, {64})):
+        arguments = {"row_pairs": columns // 4, "part_k": columns}
+        fitting = tuner.early_config_prune(tuner.configs, arguments)
+        assert {config.kwargs["BLOCK_K"] for config in fitting} == tiles
+
+
 def test_decode_splits_k_until_the_chip_is_full():
     assert plan(1, 1024, 4096, 2, A100).SPLIT_K == 16
     assert plan(1, 14336, 4096, 2, A100).SPLIT_K == 1
@@ -150,7 +162,8 @@ def test_decode_of_2_4_reads_each_byte_once_in_full_sectors(triton, M, capabilit
     for name, tensor in zip(("pairs", "meta"), case.packed.tensors, strict=True):
         read = counters.reads[name]
         assert (read.asked, read.distinct, 32 * read.sectors) == (tensor.nbytes,) * 3, name
-    # Twenty times the 9.5 of mma.sp: expansion, and a tile's way through shared memory.
+    # Beside 24 of the CUDA kernel and 67 of Triton's dense product: expanding the pairs, and a
+    # tile's way through shared memory to the tensor cores.
     assert case.instructions_a_1024_weights(counters) <= 220
 
 

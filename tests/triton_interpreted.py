@@ -55,6 +55,24 @@ def test_whole_numbers_are_exact(stem, dtype):
 
 
 @every_dtype
+@pytest.mark.parametrize("stem", ["bitmask", "csr"])
+def test_any_density_and_rows_of_very_different_lengths(stem, dtype):
+    weights = [random_weight(stem, 45, 270, dtype, density) for density in (0.0, 0.05, 1.0)]
+    for M, weight in zip((1, 3, 5, 18), (*weights, uneven_weight(75, 390, dtype)), strict=True):
+        x = torch.randn(M, weight.shape[1]).to(dtype)
+        y = ops.linear(x, pack_reference(compress(weight, stem), "triton"))
+        assert_close_to_float64(y, x, weight, None, (M, *weight.shape))
+
+
+@every_dtype
+def test_csr_with_32_bit_columns(dtype):
+    weight = random_weight("csr", 3, 65540, dtype, 0.01)
+    x = torch.randn(2, 65540).to(dtype)
+    y = ops.linear(x, pack_reference(compress(weight, "csr"), "triton"))
+    assert_close_to_float64(y, x, weight)
+
+
+@every_dtype
 def test_conversions_of_2_4_are_exact_to_the_bit(dtype):
     op = torch.ops.prunekern
     for case, (N, K) in enumerate((*SHAPES, (31, 129))):
@@ -149,30 +167,11 @@ def test_the_default_model_has_the_loss_of_the_reference():
     model, tokenizer = (
         kind.from_pretrained(path) for kind in (AutoModelForCausalLM, AutoTokenizer)
     )
-    windows = token_windows(tokenizer, default_text(), windows=1)[:, :96]
+    windows = token_windows(tokenizer, default_text(), windows=1)[:, :64]
     losses = {}
     for layout in ("reference", "triton"):
         report = prunekern.replace_linears(model, kernel="2:4", layout=layout)
         assert {layer.layout for layer in report.layers} == {layout}
         losses[layout] = measure.negative_log_likelihood(model, windows)
         prunekern.restore_linears(model)
-    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-3)
-    print({name: measure.perplexity(loss, windows) for name, loss in losses.items()})
-
-
-@every_dtype
-@pytest.mark.parametrize("stem", ["bitmask", "csr"])
-def test_any_density_and_rows_of_very_different_lengths(stem, dtype):
-    weights = [random_weight(stem, 45, 270, dtype, density) for density in (0.0, 0.05, 1.0)]
-    for M, weight in zip((1, 3, 5, 18), (*weights, uneven_weight(75, 390, dtype)), strict=True):
-        x = torch.randn(M, weight.shape[1]).to(dtype)
-        y = ops.linear(x, pack_reference(compress(weight, stem), "triton"))
-        assert_close_to_float64(y, x, weight, None, (M, *weight.shape))
-
-
-@every_dtype
-def test_csr_with_32_bit_columns(dtype):
-    weight = random_weight("csr", 3, 65540, dtype, 0.01)
-    x = torch.randn(2, 65540).to(dtype)
-    y = ops.linear(x, pack_reference(compress(weight, "csr"), "triton"))
-    assert_close_to_float64(y, x, weight)
+    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-5)
