@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from prunekern import ops
+from prunekern import _triton, ops
 from prunekern.formats import DTYPES
 from prunekern.layouts import LAYOUTS, RIVALS, device_of, why_not
 
@@ -106,19 +106,23 @@ def _chosen(device: str) -> dict[tuple[str, str], str]:
 
 
 def _gpu_reasons() -> dict[tuple[str, str], str]:
-    built = ops.available("cuda")
     return {
-        (stem, layout): (
-            why_not(stem, layout, ops.facts_of(torch.device("cuda"), torch.float16))
-            if torch.cuda.is_available()
-            else "built, but there is no GPU"
-            if (stem, layout) in built
-            else "not built"
-        )
+        (stem, layout): _gpu_reason(stem, layout)
         for stem, layouts in LAYOUTS.items()
         for layout in layouts + RIVALS.get(stem, ())
         if device_of(layout) == "cuda"
     }
+
+
+def _gpu_reason(stem: str, layout: str) -> str:
+    is_triton = layout == "triton"
+    if is_triton and _triton.WHY_ABSENT:
+        return _triton.WHY_ABSENT
+    if torch.cuda.is_available():
+        return why_not(stem, layout, ops.facts_of(torch.device("cuda"), torch.float16))
+    if (stem, layout) not in ops.available("cuda"):
+        return "not built"
+    return f"{'installed' if is_triton else 'built'}, but there is no GPU"
 
 
 def _gpu() -> str:
@@ -126,5 +130,7 @@ def _gpu() -> str:
         return "none: this torch is a CPU build"
     if not torch.cuda.is_available():
         return f"none: torch was built for CUDA {torch.version.cuda} but finds no device"
+    if torch.version.hip is not None:
+        return f"{torch.cuda.get_device_name()}, ROCm {torch.version.hip}"
     major, minor = torch.cuda.get_device_capability()
     return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"

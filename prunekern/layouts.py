@@ -14,6 +14,9 @@ C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: 
         meta int32        [T, C, R]         bits 4i..4i+3: group 8c + i
                avx2, avx512   first | second << 2, as in the canonical form
                avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
+    triton: rows padded to whole tiles of 64 columns, C = 2 ceil(K / 64)
+        values            [N, 16C]          rows of whole sectors
+        meta int32        [C, N]            bit j: column 32c + j of row n is stored, two of four
     cusparselt, cutlass: see rivals.py
     sm80, sm90a: panels of 64 rows x 64 columns, R = ceil(N / 64), C = ceil(K / 64), four row tiles
     of 16 and two steps of 32 each; lanes as csrc/cuda/sparse24_fragments.h draws them
@@ -31,11 +34,21 @@ bitmask (values, bitmask, offsets)
         bitmask int64     [T, C, 4]         bit j of word t, c, r: weight (4t + r, 64c + j) is kept
         values            in the order of those bits, then 64 zeros: kernels read whole vectors
         offsets int64     [T+1]             where each tile starts
+    triton: tiles of 32 rows x 128 columns, T = ceil(N / 32), C = ceil(K / 128)
+        values            in the order of tiles, row by row, each tile +0 up to a multiple of 16
+        bitmask int32     [T, C, 128]       byte b (row by row) of a tile: byte b // 128 of word
+                                            b % 128, bits as in the canonical form
+        offsets int32     [TC+1]            where each tile starts, in units of 16 values
 
 csr (values, col_indices, crow_indices)
 
     reference           canonical values and columns; crow_indices int64
     scalar, avx2, avx512    the same, values and columns followed by 64 zeros
+    triton: rows from the longest to the shortest, those of one length in their order, in strips of
+    16; S = ceil(N / 16), and a strip has as many chunks as its longest row needs, C in all
+        values, columns   [C, 16, 8]        8 entries of each row of a strip, zeros beyond its end
+        crow_indices int32 [3, 16 S]        row (from N on: none), its length, the first chunk of
+                                            its strip
 """
 
 from __future__ import annotations
@@ -61,33 +74,41 @@ PADDING = 64  # elements that a kernel may read past the last value
 TILE_ROWS = {"avx2": 8, "avx512": 16, "avx512bf16": 16}
 BITMASK_TILE_ROWS = 4
 BITMASK_CHUNK = 64
+# Of the layout "triton".
+BITMASK_TILE = (32, 128)
+BITMASK_UNIT = 16
+CSR_STRIP = 16
+CSR_VECTOR = 8
 
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "reference"),
-    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "reference"),
-    "csr": ("avx512", "avx2", "scalar", "reference"),
+    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "csr": ("avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
 # Variants that exist for comparison: taken only where somebody names them. See rivals.py.
 RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass")}
-# Layouts for NVIDIA GPUs: first and last compute capability that can run them.
+# Layouts for GPUs: first and last compute capability of NVIDIA's that can run them.
 CAPABILITIES = {
     "sm90a": ((9, 0), (9, 0)),
     "sm80": ((8, 0), (99, 9)),
+    "triton": ((7, 5), (99, 9)),
     "cusparselt": ((8, 0), (99, 9)),
     "cutlass": ((8, 0), (99, 9)),
 }
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
     "avx512bf16": (torch.bfloat16,),
-    **dict.fromkeys(CAPABILITIES, (torch.bfloat16, torch.float16)),
+    **dict.fromkeys(("sm90a", "sm80", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)),
 }
 
 _EMPTY_NIBBLE = 0b0100
 _NIBBLE_OF_PAIR = torch.tensor([0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110])
 _PAIR_OF_NIBBLE = torch.zeros(16, dtype=torch.int64)
 _PAIR_OF_NIBBLE[_NIBBLE_OF_PAIR] = torch.arange(6)
+_NIBBLE_OF_STORED = torch.zeros(16, dtype=torch.int64)
+_NIBBLE_OF_STORED[1 << (_NIBBLE_OF_PAIR & 3) | 1 << (_NIBBLE_OF_PAIR >> 2)] = _NIBBLE_OF_PAIR
 
 
 @dataclass(frozen=True)
@@ -135,8 +156,9 @@ class Facts:
 
     Attributes:
         device: Type of the device, "cpu", "cuda" or another.
-        arch: The GPU's compute capability, None on other devices.
-        isa: Variants that the CPU can run.
+        arch: The compute capability of an NVIDIA GPU, None on other devices: "cuda" without one is
+            an AMD GPU.
+        isa: Variants that the CPU can run; "triton" where its interpreter is on.
         dtype: Of the weight.
         available: (stem, layout) of the ops that were built.
     """
@@ -154,12 +176,16 @@ def why_not(stem: str, layout: str, facts: Facts) -> str:
         return ""
     if not takes_dtype(layout, facts.dtype):
         return f"{layout} is for {_dtypes(layout)}, not for {facts.dtype}"
-    if device_of(layout) != facts.device:
+    if layout == "triton" and facts.device == "cpu" and layout not in facts.isa:
+        return "triton runs on a cpu only in its interpreter: start Python with TRITON_INTERPRET=1"
+    if facts.device != device_of(layout) and (layout, facts.device) != ("triton", "cpu"):
         return f"{layout} runs on {device_of(layout)}, not on {facts.device}"
     if (stem, layout) not in facts.available:
-        return f"{layout} was not built"
+        return f"{layout} was not built" if layout != "triton" else "the triton package is missing"
     if facts.device == "cpu":
         return "" if layout in facts.isa else f"this CPU lacks instructions of {layout}"
+    if facts.arch is None:
+        return "" if layout == "triton" else f"{layout} needs an NVIDIA GPU"
     first, last = CAPABILITIES[layout]
     if first <= facts.arch <= last:
         return ""
@@ -173,10 +199,14 @@ def layout_for(stem: str, facts: Facts) -> str:
     """The layout to take for a weight, from facts alone: no look at the machine in here.
 
     Returns:
-        The first of LAYOUTS[stem] that is built, runs there and takes the dtype; "reference", which
-        is plain torch, takes all. All of them take every shape.
+        The first of LAYOUTS[stem] that is built, made for the device, runs there and takes the
+        dtype; "reference", which is plain torch, takes all. All of them take every shape.
     """
-    return next(layout for layout in LAYOUTS[stem] if not why_not(stem, layout, facts))
+    return next(
+        layout
+        for layout in LAYOUTS[stem]
+        if device_of(layout) in ("", facts.device) and not why_not(stem, layout, facts)
+    )
 
 
 def why_reference(stem: str, facts: Facts) -> str:
@@ -241,6 +271,8 @@ def _pack_sparse24(c: Sparse24, layout: str) -> tuple[Tensor, Tensor]:
         return c.values, c.meta
     if layout in PANEL_LAYOUTS:
         return _pack_panels(c)
+    if layout == "triton":
+        return _pack_triton(c)
     if layout in RIVALS["sparse24"]:
         return rivals.pack(decompress(c), layout)
     N, K = c.shape
@@ -271,6 +303,8 @@ def _unpack_sparse24(packed: Packed) -> Sparse24:
             return _unpack_panels(packed)
         values, meta = unpacker(values, meta, *packed.shape)
         return Sparse24(values=values, meta=meta, shape=packed.shape)
+    if packed.layout == "triton":
+        return _unpack_triton(packed)
     if packed.layout in RIVALS["sparse24"]:
         return compress_sparse24(rivals.unpack(values, meta, packed.layout, packed.shape))
     N, K = packed.shape
@@ -334,6 +368,32 @@ def _unpack_panels(packed: Packed) -> Sparse24:
     )
 
 
+def _pack_triton(c: Sparse24) -> tuple[Tensor, Tensor]:
+    N, K = c.shape
+    G = -(-K // 4)
+    C = 2 * -(-K // 64)
+    nibbles = pad(nibbles_of(c.meta, G), (0, 8 * C - G), value=_EMPTY_NIBBLE).long()
+    stored = 1 << (nibbles & 3) | 1 << (nibbles >> 2)
+    words = (stored.view(N, C, 8) << _shifts(c.device)).sum(-1)
+    meta = words.to(torch.int32).t()  # wraps at 2^31: the bits count
+    # clone, as contiguous() leaves a column as it is, with strides that no view of bytes takes
+    meta = meta.clone(memory_format=torch.contiguous_format)
+    return pad(c.values, (0, 16 * C - 2 * G)), meta
+
+
+def _unpack_triton(packed: Packed) -> Sparse24:
+    values, meta = packed.tensors
+    N, K = packed.shape
+    G = -(-K // 4)
+    stored = (meta.t().long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    nibbles = _NIBBLE_OF_STORED.to(meta.device)[stored]
+    return Sparse24(
+        values=values[:, : 2 * G].contiguous(),
+        meta=_meta_of(nibbles.reshape(N, -1)[:, :G]),
+        shape=packed.shape,
+    )
+
+
 # --------------------------------------------------------------------------------------- bitmask
 
 
@@ -344,14 +404,18 @@ def _row_starts(bitmask: Tensor) -> Tensor:
     return pad(counts.cumsum(0), (1, 0))
 
 
-def _kept_in_tiles(words: Tensor) -> Tensor:
-    """Bool [T, C, 4, 64] of packed words [T, C, 4]."""
-    return ((words.unsqueeze(-1) >> torch.arange(64, device=words.device)) & 1).bool()
+def _bits(words: Tensor, count: int) -> Tensor:
+    """Bool [..., count]: the lowest bits of words."""
+    return ((words.unsqueeze(-1) >> torch.arange(count, device=words.device)) & 1).bool()
 
 
 def _canonical_order(kept: Tensor) -> Tensor:
-    """For each value in packed order, its index in canonical order."""
-    by_row = kept.transpose(1, 2)  # [T, 4, C, 64]
+    """For each value in packed order, its index in canonical order.
+
+    Args:
+        kept: [row tiles, column tiles, rows, columns].
+    """
+    by_row = kept.transpose(1, 2)
     index = torch.zeros(by_row.shape, dtype=torch.int64, device=kept.device)
     index[by_row] = torch.arange(int(kept.sum()), device=kept.device)
     return index.transpose(1, 2)[kept]
@@ -360,12 +424,14 @@ def _canonical_order(kept: Tensor) -> Tensor:
 def _pack_bitmask(c: Bitmask, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     if layout in ("reference", "scalar"):
         return c.values, c.bitmask, _row_starts(c.bitmask)
+    if layout == "triton":
+        return _pack_tiles(c)
     N, K = c.shape
     T, C = -(-N // BITMASK_TILE_ROWS), -(-K // BITMASK_CHUNK)
     padded = pad(c.bitmask, (0, 8 * C - c.bitmask.shape[1], 0, T * BITMASK_TILE_ROWS - N))
     rows = padded.contiguous().view(torch.int64)  # little endian: byte 0 is bits 0..7
     words = rows.view(T, BITMASK_TILE_ROWS, C).transpose(1, 2).contiguous()
-    kept = _kept_in_tiles(words)
+    kept = _bits(words, 64)
     values = pad(c.values[_canonical_order(kept)], (0, PADDING))
     offsets = pad(kept.sum((1, 2, 3)).cumsum(0), (1, 0))
     return values, words, offsets
@@ -375,11 +441,53 @@ def _unpack_bitmask(packed: Packed) -> Bitmask:
     values, words, _ = packed.tensors
     if packed.layout in ("reference", "scalar"):
         return Bitmask(values=values, bitmask=words, shape=packed.shape)
+    if packed.layout == "triton":
+        return _unpack_tiles(packed)
     N, K = packed.shape
     T, C, rows = words.shape
     canonical = values.new_empty(values.numel() - PADDING)
-    canonical[_canonical_order(_kept_in_tiles(words))] = values[:-PADDING]
+    canonical[_canonical_order(_bits(words, 64))] = values[:-PADDING]
     by_row = words.transpose(1, 2).flatten().view(torch.uint8).view(T * rows, 8 * C)
+    return Bitmask(
+        values=canonical, bitmask=by_row[:N, : -(-K // 8)].contiguous(), shape=packed.shape
+    )
+
+
+def _slots_of_tiles(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """(for each value in the order of tiles, its place among padded ones; offsets)."""
+    counts = kept.sum((2, 3)).flatten()
+    units = pad((-(-counts // BITMASK_UNIT)).cumsum(0), (1, 0))
+    gaps = units[:-1] * BITMASK_UNIT - (counts.cumsum(0) - counts)
+    values = torch.arange(int(counts.sum()), device=kept.device)
+    return values + gaps.repeat_interleave(counts), units.to(torch.int32)
+
+
+def _pack_tiles(c: Bitmask) -> tuple[Tensor, Tensor, Tensor]:
+    N, K = c.shape
+    rows, columns = BITMASK_TILE
+    T, C = -(-N // rows), -(-K // columns)
+    padded = pad(c.bitmask, (0, C * columns // 8 - c.bitmask.shape[1], 0, T * rows - N))
+    tiles = padded.view(T, rows, C, columns // 8).transpose(1, 2)
+    kept = _bits(tiles, 8).flatten(3)
+    slots, offsets = _slots_of_tiles(kept)
+    values = c.values.new_zeros(int(offsets[-1]) * BITMASK_UNIT)
+    values[slots] = c.values[_canonical_order(kept)]
+    words = tiles.reshape(T, C, 4, -1).transpose(2, 3).contiguous().view(torch.int32)
+    return values, words.squeeze(-1), offsets
+
+
+def _unpack_tiles(packed: Packed) -> Bitmask:
+    values, words, _ = packed.tensors
+    N, K = packed.shape
+    rows, columns = BITMASK_TILE
+    T, C = words.shape[:2]
+    quarters = words.view(torch.uint8).view(T, C, -1, 4).transpose(2, 3)
+    tiles = quarters.reshape(T, C, rows, columns // 8)
+    kept = _bits(tiles, 8).flatten(3)
+    slots, _ = _slots_of_tiles(kept)
+    canonical = values.new_empty(len(slots))
+    canonical[_canonical_order(kept)] = values[slots]
+    by_row = tiles.transpose(1, 2).reshape(T * rows, C * columns // 8)
     return Bitmask(
         values=canonical, bitmask=by_row[:N, : -(-K // 8)].contiguous(), shape=packed.shape
     )
@@ -392,16 +500,73 @@ def _pack_csr(c: CSR, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     crow = c.crow_indices.to(torch.int64)
     if layout == "reference":
         return c.values, c.col_indices, crow
+    if layout == "triton":
+        return _pack_strips(c)
     padding = c.col_indices.new_zeros(PADDING)
     return pad(c.values, (0, PADDING)), torch.cat([c.col_indices, padding]), crow
 
 
 def _unpack_csr(packed: Packed) -> CSR:
+    if packed.layout == "triton":
+        return _unpack_strips(packed)
     values, columns, crow = packed.tensors
     nnz = values.numel() - (0 if packed.layout == "reference" else PADDING)
     return CSR(
         values=values[:nnz].clone(),
         col_indices=columns[:nnz].clone(),
         crow_indices=crow.to(torch.int32 if nnz < 2**31 else torch.int64),
+        shape=packed.shape,
+    )
+
+
+def _slots_of_strips(lengths: Tensor, places: Tensor, starts: Tensor) -> Tensor:
+    """For each entry in canonical order, its place among the padded ones.
+
+    Args:
+        lengths: Of each row.
+        places: Of each row in the order of lengths.
+        starts: Of each row the first chunk of its strip.
+    """
+    entry = torch.arange(int(lengths.sum()), device=lengths.device)
+    entry -= (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    chunk = starts.repeat_interleave(lengths) + entry // CSR_VECTOR
+    row = (places % CSR_STRIP).repeat_interleave(lengths)
+    return (chunk * CSR_STRIP + row) * CSR_VECTOR + entry % CSR_VECTOR
+
+
+def _columns_as_int(columns: Tensor) -> Tensor:
+    """Their bits where torch has no indexing: of uint16."""
+    return columns.view(torch.int16) if columns.dtype == torch.uint16 else columns
+
+
+def _pack_strips(c: CSR) -> tuple[Tensor, Tensor, Tensor]:
+    N = c.shape[0]
+    S = -(-N // CSR_STRIP)
+    lengths = pad(c.crow_indices.to(torch.int64).diff(), (0, CSR_STRIP * S - N))
+    ordered, rows = lengths.sort(descending=True, stable=True)
+    chunks = -(-ordered[::CSR_STRIP] // CSR_VECTOR)
+    starts = (chunks.cumsum(0) - chunks).repeat_interleave(CSR_STRIP)
+    places = rows.argsort()
+    slots = _slots_of_strips(lengths, places, starts[places])
+    shape = (int(chunks.sum()), CSR_STRIP, CSR_VECTOR)
+    values, columns = c.values.new_zeros(shape), c.col_indices.new_zeros(shape)
+    values.view(-1)[slots] = c.values
+    _columns_as_int(columns).view(-1)[slots] = _columns_as_int(c.col_indices)
+    return values, columns, torch.stack([rows, ordered, starts]).to(torch.int32)
+
+
+def _unpack_strips(packed: Packed) -> CSR:
+    values, columns, crow = packed.tensors
+    rows, ordered, starts = crow.long()
+    places = rows.argsort()
+    lengths = ordered[places]
+    slots = _slots_of_strips(lengths, places, starts[places])
+    starts_of_rows = pad(lengths[: packed.shape[0]].cumsum(0), (1, 0))
+    # The padded ones first: their number is a shape, which torch.compile knows.
+    short = values.numel() < 2**31 or len(slots) < 2**31
+    return CSR(
+        values=values.view(-1)[slots],
+        col_indices=_columns_as_int(columns).view(-1)[slots].view(columns.dtype),
+        crow_indices=starts_of_rows.to(torch.int32 if short else torch.int64),
         shape=packed.shape,
     )

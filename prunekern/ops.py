@@ -1,8 +1,8 @@
 """The table of ops: one for each format and variant, and the public `linear` that looks it up.
 
-`torch.ops.prunekern.<stem>_linear_<layout>` are built in C++ (csrc/ops.cpp) or, as "reference", in
-plain torch. All of a format share schema, fake and gradient. A layer with a packed weight calls its
-op directly; nothing is chosen on the hot path.
+`torch.ops.prunekern.<stem>_linear_<layout>` are built in C++ (csrc/ops.cpp), in Triton (_triton/)
+or, as "reference", in plain torch. All of a format share schema, fake and gradient. A layer with a
+packed weight calls its op directly; nothing is chosen on the hot path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunekern import reference, rivals
+from prunekern import _triton, reference, rivals
 from prunekern.formats import decompress, take_kept
 from prunekern.layouts import (
     BITMASK_TILE_ROWS,
@@ -38,6 +38,14 @@ _SCHEMAS = {
     "int out_features, int in_features) -> Tensor",
     "csr": "(Tensor x, Tensor values, Tensor col_indices, Tensor crow_indices, Tensor? bias, "
     "int out_features, int in_features) -> Tensor",
+}
+# Of the other ops in Triton.
+_TRITON_SCHEMAS = {
+    ("sparse24", "pack"): "(Tensor values, Tensor meta, int out_features, int in_features) -> "
+    "(Tensor, Tensor)",
+    ("sparse24", "decompress"): "(Tensor values, Tensor meta, int out_features, "
+    "int in_features) -> Tensor",
+    ("sparse24", "compress"): "(Tensor weight, bool largest) -> (Tensor, Tensor, Tensor)",
 }
 _REFERENCES = {
     "sparse24": reference.sparse24_linear,
@@ -74,6 +82,13 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
     for layout in rivals.installed():
         fragment.define(f"sparse24_linear_{layout}{_SCHEMAS['sparse24']}")
         fragment.impl(f"sparse24_linear_{layout}", rivals.LINEARS[layout], "CUDA")
+    for stem, verbs in _triton.OPS.items() if not _triton.WHY_ABSENT else ():
+        for verb in verbs:
+            name = f"{stem}_{verb}_triton"
+            schema = _SCHEMAS[stem] if verb == "linear" else _TRITON_SCHEMAS[stem, verb]
+            fragment.define(f"{name}{schema}")
+            for device in ("CUDA", "CPU") if _triton.INTERPRETED else ("CUDA",):
+                fragment.impl(name, _triton.function(stem, verb), device)
     for stem, layouts in LAYOUTS.items():
         fragment.define(f"{stem}_linear_reference{_SCHEMAS[stem]}")
         fragment.impl(f"{stem}_linear_reference", _REFERENCES[stem], "CompositeExplicitAutograd")
@@ -91,6 +106,8 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
     for name, fake in (
         *((f"sparse24_unpack_{layout}", _fake_sparse24_unpack) for layout in PANEL_LAYOUTS),
         ("sparse24_decompress", _fake_decompress),
+        ("sparse24_decompress_triton", _fake_decompress),
+        ("sparse24_compress_triton", _fake_sparse24_compress),
     ):
         if hasattr(torch.ops.prunekern, name):
             torch.library.register_fake(f"prunekern::{name}", fake, lib=fragment)
@@ -106,6 +123,10 @@ def _fake_sparse24_pack(layout, values, meta, out_features, in_features):
         panels = (-(-out_features // 64), -(-in_features // 64))
         words = meta.new_empty((*panels, 32, 4), dtype=torch.int32)
         return values.new_empty((*panels, 4, 2, 32, 8)), words
+    if layout == "triton":
+        C = 2 * -(-in_features // 64)
+        words = meta.new_empty((C, out_features), dtype=torch.int32)
+        return values.new_empty((out_features, 16 * C)), words
     R = TILE_ROWS[layout]
     T, C = -(-out_features // R), -(-in_features // 32)
     pair = (R, 2) if values.dtype == torch.bfloat16 else (2, R)
@@ -122,6 +143,13 @@ def _fake_decompress(values, meta, out_features, in_features):
     return values.new_empty((out_features, in_features))
 
 
+def _fake_sparse24_compress(weight, largest):
+    groups = -(-weight.shape[1] // 4)
+    meta = weight.new_empty((len(weight), -(-groups // 2)), dtype=torch.uint8)
+    values = weight.new_empty((len(weight), 2 * groups))
+    return values, meta, weight.new_empty(1, dtype=torch.int32)
+
+
 def _fake_bitmask_pack(layout, values, bitmask, out_features, in_features):
     T, C = -(-out_features // BITMASK_TILE_ROWS), -(-in_features // 64)
     words = bitmask.new_empty((T, C, BITMASK_TILE_ROWS), dtype=torch.int64)
@@ -135,11 +163,14 @@ OPS = _register()
 
 
 def _find_cpu_isa() -> frozenset[str]:
-    if LIBRARY_ERROR is not None:
-        return frozenset({"reference"})
-    from prunekern import _C
+    found = {"reference"}
+    if _triton.INTERPRETED and not _triton.WHY_ABSENT:
+        found.add("triton")
+    if LIBRARY_ERROR is None:
+        from prunekern import _C
 
-    return frozenset({"reference"} | {v for v, lacks in _C.cpu_variants().items() if not lacks})
+        found |= {v for v, lacks in _C.cpu_variants().items() if not lacks}
+    return frozenset(found)
 
 
 # Facts of this process, found once: torch.compile could not look into the functions that find them.
@@ -164,7 +195,9 @@ def facts_of(device: torch.device, dtype: torch.dtype) -> Facts:
     """What `layout_for` needs to know for a weight on a device of this machine."""
     return Facts(
         device=device.type,
-        arch=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        arch=torch.cuda.get_device_capability(device)
+        if device.type == "cuda" and torch.version.hip is None
+        else None,
         isa=cpu_isa(),
         dtype=dtype,
         available=available("cuda" if device.type == "cuda" else "cpu"),
@@ -203,6 +236,8 @@ def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload
 
 def _dense(packed: Packed) -> Tensor:
     """The dense weight; on a GPU by a kernel where there is one, without more memory than that."""
+    if packed.layout == "triton" and packed.stem == "sparse24":
+        return torch.ops.prunekern.sparse24_decompress_triton(*packed.tensors, *packed.shape)
     c = unpack(packed)
     if packed.layout in PANEL_LAYOUTS and c.device.type == "cuda":
         return torch.ops.prunekern.sparse24_decompress(c.values, c.meta, *c.shape)

@@ -41,6 +41,16 @@ def random_weight(
     return weight.masked_fill(~mask, 0.0).to(dtype)
 
 
+def uneven_weight(N: int, K: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """A weight with rows of all lengths, in no order; the first third is empty."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = random_weight("csr", N, K, dtype, 1.0, seed)
+    lengths = torch.randperm(N, generator=generator) * K // max(N - 1, 1)
+    weight[torch.arange(K) >= lengths[:, None]] = 0
+    weight[: N // 3] = 0
+    return weight
+
+
 def variants(device: str = "cpu") -> list[tuple[str, str, torch.dtype]]:
     """(stem, layout, dtype) of every op that runs on this CPU, or was built for GPUs ("cuda")."""
     return [

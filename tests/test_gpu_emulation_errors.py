@@ -1,5 +1,6 @@
 """What the emulator says where PTX, arguments, launch or kernel are wrong, sentence by sentence."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -281,6 +282,16 @@ def test_shared_memory_out_of_bounds():
     sentence = "^shared address 0x8 is out of bounds: 4 bytes, the block has 8\n"
     with pytest.raises(EmulationError, match=sentence):
         launch("mov.u32 %r1, 7; st.shared.u32 [8], %r1;", smem_bytes=8)
+
+
+@pytest.mark.parametrize("value, races", [("7", False), ("%r0", True)])
+def test_rows_that_one_stmatrix_stores_twice(value, races):
+    """Alike, as Triton does, they are no race: lanes 0 and 4 name one row."""
+    body = f"mov.u32 %r0, %tid.x; mov.u32 %r2, {value}; and.b32 %r1, %r0, 3; shl.b32 %r1, %r1, 4;"
+    body += "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r1], {%r2};"
+    expected = pytest.raises(EmulationError, match="race") if races else contextlib.nullcontext()
+    with expected:
+        launch(body, block=32, smem_bytes=64)
 
 
 def test_a_kernel_that_stops_itself():

@@ -156,6 +156,8 @@ def test_layout_for_takes_the_best_that_runs(isa, dtype, wanted):
 ALL_VARIANTS = {(s, v) for s, vs in LAYOUTS.items() for v in vs + RIVALS.get(s, ())}
 EVERYTHING = frozenset(ALL_VARIANTS)
 NO_SM90A = EVERYTHING - {("sparse24", "sm90a")}
+NO_TRITON = frozenset(key for key in EVERYTHING if key[1] != "triton")
+ONLY_TRITON = frozenset(key for key in EVERYTHING if key[1] in ("triton", "reference"))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +169,13 @@ NO_SM90A = EVERYTHING - {("sparse24", "sm90a")}
         ((9, 0), torch.bfloat16, NO_SM90A, "sm80", ""),
         ((10, 0), torch.float16, EVERYTHING, "sm80", ""),
         ((12, 0), torch.float16, EVERYTHING, "sm80", ""),
-        ((7, 5), torch.float16, EVERYTHING, "reference", "sm80 needs compute capability 8.0 or mo"),
-        ((9, 0), torch.float32, EVERYTHING, "reference", "not for torch.float32"),
+        ((7, 5), torch.float16, EVERYTHING, "triton", ""),
+        ((7, 0), torch.float16, EVERYTHING, "reference", "sm80 needs compute capability 8.0 or mo"),
+        ((9, 0), torch.float32, EVERYTHING, "triton", ""),
+        ((9, 0), torch.float32, NO_TRITON, "reference", "not for torch.float32"),
+        ((9, 0), torch.float16, ONLY_TRITON, "triton", ""),
+        (None, torch.bfloat16, EVERYTHING, "triton", ""),
+        (None, torch.bfloat16, NO_TRITON, "reference", "the triton package is missing"),
         ((9, 0), torch.float16, frozenset(), "reference", "sm90a was not built; sm80 was not buil"),
     ],
 )
@@ -177,8 +184,8 @@ def test_layout_for_on_a_gpu(arch, dtype, available, wanted, reason):
     assert layout_for("sparse24", facts) == wanted
     if wanted == "reference":
         assert reason in why_reference("sparse24", facts)
-    assert layout_for("csr", facts) == "reference"
-    assert why_reference("csr", facts) == "csr has no kernels for cuda"
+    takes_triton = ("csr", "triton") in available and arch != (7, 0)
+    assert layout_for("csr", facts) == ("triton" if takes_triton else "reference")
 
 
 def test_every_layout_that_is_not_taken_has_a_reason():
@@ -188,6 +195,10 @@ def test_every_layout_that_is_not_taken_has_a_reason():
         ("sm80", cpu): "sm80 runs on cuda, not on cpu",
         ("avx2", cpu): "this CPU lacks instructions of avx2",
         ("avx2", hopper): "avx2 runs on cpu, not on cuda",
+        ("sm80", replace(hopper, arch=None)): "sm80 needs an NVIDIA GPU",
+        ("triton", cpu): (
+            "triton runs on a cpu only in its interpreter: start Python with TRITON_INTERPRET=1"
+        ),
         ("sm90a", replace(hopper, arch=(8, 6))): (
             "sm90a needs compute capability 9.0, this GPU has 8.6"
         ),

