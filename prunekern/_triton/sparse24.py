@@ -27,8 +27,6 @@ give, prefill nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
@@ -243,32 +241,35 @@ def linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, N: int,
 def launch(
     x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, y: Tensor, plan: Plan
 ) -> None:
-    """The product of x [M, K] into y, by a plan."""
-    kernel = tuned(sparse24_linear_kernel) if AUTOTUNE else sparse24_linear_kernel
-    # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
-    split = plan.SPLIT_K > 1
-    out = x.new_empty((plan.SPLIT_K, *y.shape), dtype=torch.float32) if split else y
-    grid, arguments, constants = linear_arguments(
-        x, values, meta, None if split else bias, out, plan
-    )
-    kernel[grid](*arguments, **constants, **(plan.fixed() if AUTOTUNE else plan.options()))
-    if split:
-        add_parts(out, bias, y)
-
-
-def linear_arguments(
-    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, out: Tensor, plan: Plan
-) -> tuple[Callable, tuple, dict]:
-    """Grid, arguments and constants of the kernel, all but those of the plan."""
+    """The product of x [M, K] into y [M, N], by a plan."""
     (M, K), N = x.shape, len(values)
     pairs = _integers(values, 2)
+    # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
+    split = plan.SPLIT_K > 1
+    out = x.new_empty((plan.SPLIT_K, M, N), dtype=torch.float32) if split else y
 
     def grid(tile: dict) -> tuple[int, int]:
         tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
         return tiles, plan.SPLIT_K
 
-    arguments = (x, pairs, meta, bias, out, M, N, K, pairs.shape[1], plan.part_k)
-    return grid, arguments, {"HAS_BIAS": bias is not None, "EVEN_K": K % COLUMNS == 0}
+    kernel = tuned(sparse24_linear_kernel) if AUTOTUNE else sparse24_linear_kernel
+    kernel[grid](
+        x,
+        pairs,
+        meta,
+        None if split else bias,
+        out,
+        M,
+        N,
+        K,
+        pairs.shape[1],
+        plan.part_k,
+        HAS_BIAS=bias is not None and not split,
+        EVEN_K=K % COLUMNS == 0,
+        **(plan.fixed() if AUTOTUNE else plan.options()),
+    )
+    if split:
+        add_parts(out, bias, y)
 
 
 _BLOCK_N = 32  # of the conversions
