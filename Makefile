@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench gpu emulation-report lint format clean
+.PHONY: compare test test-all bench gpu emulated emulation-report lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -30,6 +30,10 @@ bench: $(VENV)/.test
 # as such machines often have no registry.
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+# Counters and modelled times of the GPU kernels beside their rivals, without a GPU.
+emulated: $(VENV)/.test
+	$(BIN)/python benchmarks/emulated.py
 
 emulation-report: $(VENV)/.test
 	cd tests && $(abspath $(BIN))/python -m gpu_emulation.report

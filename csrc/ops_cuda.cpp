@@ -161,7 +161,7 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
                         nullptr,
                         facts.sms,
                         current.stream()};
-    const int64_t bytes = sparse24_sm80_workspace_bytes(tokens, N, problem.K, facts.sms);
+    const int64_t bytes = sparse24_workspace_bytes(tokens, N, problem.K, facts.sms);
     check_cuda(op, "allocating a workspace",
                get_workspace(device.index(), problem.stream, bytes, &problem.workspace));
     check_cuda(op, "the launch",

@@ -126,9 +126,10 @@ class Linear(HostCode):
         shim = TESTS / "cuda" / "sparse24_linear.cpp"
         super().__init__(sources, self.variant.arch, self.variant.options, [shim])
         self._linear = f"linear_{name}"
+        self._wgmma = name == "sm90a"  # whose tiles always have 128 tokens
         library = self.library
         library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
-        library.plan.argtypes = [*_SIZES, ctypes.c_void_p]
+        library.plan.argtypes = [*_SIZES, ctypes.c_int, ctypes.c_void_p]
 
     @property
     def kernels(self) -> list[str]:
@@ -138,7 +139,7 @@ class Linear(HostCode):
     def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
         """What runs for these sizes on so many multiprocessors."""
         fields = (ctypes.c_int64 * 6)()
-        self.library.plan(M, N, K, sms, fields)
+        self.library.plan(M, N, K, sms, self._wgmma, fields)
         return Plan(bool(fields[0]), *fields[1:])
 
     def workspace_bytes(self, M: int, N: int, K: int, sms: int) -> int:

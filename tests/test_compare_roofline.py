@@ -37,7 +37,9 @@ def test_2_to_4_is_faster_than_dense_by_its_bytes_and_at_most_twice_by_its_flops
 
 
 @chips
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Work)][:6])
+@pytest.mark.parametrize(
+    "field", ["dram_bytes", "l2_bytes", "macs", "sparse_macs", "instructions", "wavefronts"]
+)
 def test_more_work_never_takes_less(chip, field):
     more = dataclasses.replace(BUSY, **{field: 2 * getattr(BUSY, field)})
     before, after = modelled(chip, BUSY), modelled(chip, more)

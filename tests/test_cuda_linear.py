@@ -70,7 +70,7 @@ def short(case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@with_variants("M, N", itertools.product(TOKENS, FEATURES), slow=lambda c: not short(c))
+@with_variants("M, N", list(itertools.product(TOKENS, FEATURES)), slow=lambda c: not short(c))
 def test_product(kernel, M, N, dtype):
     for i, K in enumerate(COLUMNS):
         check(kernel, (M, N, K), sms=1 + (M + i) % 3, dtype=dtype, seed=M % 2)

@@ -37,12 +37,16 @@ def _address(array):
     return array.ctypes.data_as(ctypes.c_void_p)
 
 
+# More columns than any layer has: where products of blocks and panels reach 32 bits.
+EXTREME = [(1, 6912, 6_080_000, 108), (128, 65536, 2_000_000, 132), (16, 5120, 960, 108)]
+
+
 def _grid():
     return itertools.product(TOKENS, FEATURES, COLUMNS, SMS)
 
 
 def test_every_block_has_work_and_products_fit_32_bits(kernel):
-    for sizes in _grid():
+    for sizes in (*_grid(), *EXTREME):
         plan = kernel.plan(*sizes)
         panels = plan.tiles * plan.column_tiles
         assert 1 <= plan.blocks <= panels, sizes
@@ -62,7 +66,7 @@ def test_few_tokens_are_decoded(kernel):
     for M in range(1, 200):
         plan = kernel.plan(M, 4096, 4096, 108)
         assert plan.decode == (M <= 16)
-        assert plan.block_tokens >= min(M, 128)
+        assert plan.block_tokens >= min(M, 64)
 
 
 @pytest.mark.parametrize("N", [1024, 4096, 11008])
@@ -78,12 +82,19 @@ def test_most_multiprocessors_have_a_block_where_there_is_enough_work(kernel, N)
             assert 8 * plan.blocks >= 7 * sms, (M, K, sms)
 
 
+def test_tiles_are_narrower_where_wide_ones_would_be_too_few():
+    sm80, sm90a = linear("sm80"), linear("sm90a")
+    assert sm80.plan(128, 4096, 4096, 108).block_tokens == 64
+    assert sm80.plan(512, 4096, 4096, 108).block_tokens == 128
+    assert sm90a.plan(128, 4096, 4096, 132).block_tokens == 128
+
+
 def test_shared_tiles_have_counters_and_slots(kernel):
     for sizes in _grid():
         plan = kernel.plan(*sizes)
         shared = plan.blocks != plan.tiles
         slots = 2 * plan.blocks * plan.slot_bytes if shared else 0
-        assert kernel.workspace_bytes(*sizes) == COUNTER_BYTES + slots, sizes
+        assert kernel.workspace_bytes(*sizes) >= COUNTER_BYTES + slots, sizes
         assert not shared or 4 * plan.blocks <= COUNTER_BYTES, sizes
         assert plan.slot_bytes == 4 * plan.block_tokens * (64 if plan.decode else 256)
 

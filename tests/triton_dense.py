@@ -31,6 +31,12 @@ def ptx() -> str:
     return _compiled()[1]
 
 
+def shape() -> tuple[str, int, int]:
+    """(kernel, bytes of dynamic shared memory, threads of a block)."""
+    metadata = _compiled()[2]
+    return metadata.name, metadata.shared, 32 * WARPS
+
+
 def product(x: Tensor, weight: Tensor) -> tuple[Tensor, Counters, int]:
     """(y, counters, blocks) of fp16 x [M, K] and weight [N, K]; N and K are multiples of 16."""
     module, _, metadata = _compiled()

@@ -27,11 +27,12 @@ struct PanelWeight {
     const int32_t* meta;
 };
 
-// Bytes of workspace, which launches leave as they want to find it: one a stream.
-int64_t sparse24_sm80_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+// Bytes of workspace for either variant, which launches leave as they want to find it: one a
+// stream.
+int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
 cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
 
-// The same for sm_90a, with the same workspace; prepare once a device, before its first launch.
+// The same for sm_90a; prepare once a device, before its first launch.
 cudaError_t sparse24_prepare_sm90a();
 cudaError_t sparse24_linear_sm90a(const CudaProblem&, const PanelWeight&);
 

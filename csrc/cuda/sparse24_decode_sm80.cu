@@ -24,7 +24,7 @@
 // conversions of pairs: more than all of the above together, to save two mma.sp that nobody waits
 // for.
 #include "combine.cuh"
-#include "elements.cuh"
+#include "output.cuh"
 #include "ptx.cuh"
 #include "sparse24_fragments.h"
 #include "sparse24_sm80.h"
@@ -178,13 +178,6 @@ __device__ void add_warps(const float (&acc)[kTiles][4], float4 (&sums)[kTiles /
     }
 }
 
-template <class Element>
-__device__ __forceinline__ void store(const Decode& p, int row, int token, float sum) {
-    if (row >= p.N || token >= p.M) return;
-    if (p.bias) sum += to_float(static_cast<const Element*>(p.bias)[row]);
-    static_cast<Element*>(p.y)[int64_t{token} * p.N + row] = from_float<Element>(sum);
-}
-
 template <class Element, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
     sparse24_decode_sm80_kernel(const __grid_constant__ Decode p) {
@@ -193,29 +186,22 @@ __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
     __shared__ __align__(128) uint4 smem_x[kWarps * kStages * W::kStageBytes / 16];
     __shared__ float4 smem_sums[kWarps * kTiles * kLanes];
     W warp(p, smem_x);
-    const int C = p.stripes.column_tiles, end = p.stripes.begin(blockIdx.x + 1);
-    for (int panel = p.stripes.begin(blockIdx.x); panel < end;) {
-        const int row_group = panel / C, column = panel - row_group * C;
-        const int length = min(C - column, end - panel);
-        warp.multiply(p, panel + warp.warp, (column + warp.warp) * kColumns,
+    const Output<Element> out{p.y, p.bias, p.M, p.N};
+    p.stripes.for_segments(blockIdx.x, [&](int row_group, int column, int length) {
+        const int64_t panel = int64_t{row_group} * p.stripes.column_tiles + column + warp.warp;
+        warp.multiply(p, panel, (column + warp.warp) * kColumns,
                       (length - warp.warp + kWarps - 1) / kWarps);
         float4 sums[kTiles / kWarps];
         add_warps(reinterpret_cast<float (&)[kTiles][4]>(warp.acc), sums, smem_sums);
-        if (combine<WholeBlock<kThreads>>(sums, p.stripes, row_group, p.workspace)) {
+        if (!combine<WholeBlock<kThreads>>(sums, p.stripes, row_group, p.workspace)) return;
 #pragma unroll
-            for (int i = 0; i < kTiles / kWarps; ++i) {
-                const int tile = i * kWarps + threadIdx.x / kLanes;
-                const int row = row_group * kRows + tile / kTokenTiles * 16 + warp.lane / 4;
-                const int token = tile % kTokenTiles * kTileTokens + warp.lane % 4 * 2;
-                const float4 s = sums[i];
-                store<Element>(p, row, token, s.x);
-                store<Element>(p, row, token + 1, s.y);
-                store<Element>(p, row + 8, token, s.z);
-                store<Element>(p, row + 8, token + 1, s.w);
-            }
+        for (int i = 0; i < kTiles / kWarps; ++i) {
+            const int tile = i * kWarps + warp.warp;
+            const int row = row_group * kRows + tile / kTokenTiles * 16;
+            out.write(reinterpret_cast<const float (&)[4]>(sums[i]), out.bias_of(row, warp.lane),
+                      row, tile % kTokenTiles * kTileTokens, warp.lane);
         }
-        panel += length;
-    }
+    });
 }
 
 }  // namespace

@@ -192,21 +192,16 @@ __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps 
     using W = Warp<Element, kTokenWarps, kTokenTiles>;
     __shared__ __align__(128) uint4 smem_x[kStages * W::kStageBytes / 16];
     W warp(smem_x);
-    const int C = p.stripes.column_tiles, end = p.stripes.begin(blockIdx.x + 1);
-    for (int at = p.stripes.begin(blockIdx.x); at < end;) {
-        const int tile = at / C, column = at - tile * C;
-        const int length = min(C - column, end - at);
+    p.stripes.for_segments(blockIdx.x, [&](int tile, int column, int length) {
         const int token_block = tile / p.row_blocks;
         const int row_group = (tile - token_block * p.row_blocks) * kRowWarps + warp.row_warp;
         const int first_token = token_block * W::kTokens;
         warp.begin(p, row_group, first_token, column * kColumns);
         warp.turns(length, row_group * kRows < p.N);
-        constexpr int kCount = kRowTiles * kTokenTiles;
-        auto& sums = reinterpret_cast<float4(&)[kCount]>(warp.acc);
+        auto& sums = reinterpret_cast<float4(&)[kRowTiles * kTokenTiles]>(warp.acc);
         if (combine<WholeBlock<W::kThreads>>(sums, p.stripes, tile, p.workspace))
             warp.write(p, row_group, first_token);
-        at += length;
-    }
+    });
 }
 
 template <class Element, int kTokenWarps, int kTokenTiles>
@@ -233,9 +228,12 @@ cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight&
                     row_blocks,
                     plan.stripes,
                     problem.workspace};
-    return plan.token_tiles == 8   ? launch<Element, 2, 8>(p, problem.stream)
-           : plan.token_warps == 2 ? launch<Element, 2, 4>(p, problem.stream)
-                                   : launch<Element, 1, 4>(p, problem.stream);
+    const bool wide = plan.token_warps == 2;
+    if (plan.token_tiles == 4)
+        return wide ? launch<Element, 2, 4>(p, problem.stream)
+                    : launch<Element, 1, 4>(p, problem.stream);
+    return wide ? launch<Element, 2, 8>(p, problem.stream)
+                : launch<Element, 1, 8>(p, problem.stream);
 }
 template cudaError_t sparse24_prefill_sm80<__half>(const CudaProblem&, const PanelWeight&,
                                                    const Sparse24Plan&);

@@ -65,20 +65,9 @@ struct Barriers {
     __device__ uint32_t empty_of(int stage) { return ptx::shared_address(empty + stage); }
 };
 
-// A block's stripe, segment by segment: call(tile, its first column tile, how many).
-template <class F>
-__device__ __forceinline__ void for_segments(const Stripes& stripes, F call) {
-    const int C = stripes.column_tiles, end = stripes.begin(blockIdx.x + 1);
-    for (int at = stripes.begin(blockIdx.x); at < end;) {
-        const int tile = at / C, column = at - tile * C, length = min(C - column, end - at);
-        call(tile, column, length);
-        at += length;
-    }
-}
-
 __device__ void produce(const PrefillTma& p, uint32_t ring, Barriers& barriers) {
     Turn turn;
-    for_segments(p.stripes, [&](int tile, int column, int length) {
+    p.stripes.for_segments(blockIdx.x, [&](int tile, int column, int length) {
         const int first_token = tile / p.row_blocks * kTokens;
         for (int c = column; c < column + length; ++c, turn.next()) {
             ptx::wait_barrier(barriers.empty_of(turn.stage), turn.parity ^ 1);
@@ -207,7 +196,7 @@ __global__ void __launch_bounds__((1 + kConsumers) * kGroupThreads, 1)
     ptx::take_registers<240>();
     Consumer<Element> consumer;
     Turn turn;
-    for_segments(p.stripes, [&](int tile, int column, int length) {
+    p.stripes.for_segments(blockIdx.x, [&](int tile, int column, int length) {
         const int token_block = tile / p.row_blocks;
         const int row_group =
             (tile - token_block * p.row_blocks) * kRowGroups + consumer.first_group;
@@ -271,7 +260,7 @@ cudaError_t sparse24_prepare_sm90a() {
 }
 
 cudaError_t sparse24_linear_sm90a(const CudaProblem& problem, const PanelWeight& weight) {
-    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms);
+    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms, true);
     // few tokens: memory binds, and the sm80 kernels serve
     if (plan.block_tokens() != kTokens) return sparse24_linear_sm80(problem, weight);
     return problem.dtype == DType::kFloat16 ? launch<__half>(problem, weight, plan)

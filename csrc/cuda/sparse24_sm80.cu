@@ -8,10 +8,14 @@
 
 namespace prunekern {
 
-int64_t sparse24_sm80_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
-    const Sparse24Plan plan = sparse24_plan(M, N, K, sms);
+static int64_t workspace_bytes_of(const Sparse24Plan& plan) {
     const bool shared = plan.stripes.blocks != plan.stripes.row_groups;
     return workspace_bytes(shared ? plan.stripes.blocks : 0, plan.slot_bytes);
+}
+
+int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    return std::max(workspace_bytes_of(sparse24_plan(M, N, K, sms)),
+                    workspace_bytes_of(sparse24_plan(M, N, K, sms, true)));
 }
 
 template <class Element>

@@ -3,7 +3,9 @@
 //   M <= 16        decode: a block's four warps share 64 rows and take turns along K
 //   M <= 32        prefill, blocks of 256 rows x 32 tokens, two a multiprocessor
 //   M <= 64        prefill, blocks of 256 rows x 64 tokens, W three steps ahead: still memory-bound
-//   above          prefill, blocks of 256 rows x 128 tokens
+//   above          prefill, blocks of 256 rows x 128 tokens; x 64, two a multiprocessor, where
+//   those
+//                  would be too few: not with wgmma, whose tiles have 128
 //
 // Decode reads x once for 64 rows: 2 M / 64 bytes a weight beside 1.125, so that above 16 tokens it
 // would read more of x (from L2) than half of W; prefill reads x once for 256 rows.
@@ -32,35 +34,48 @@ struct Sparse24Plan {
 
 // Blocks for so many row groups (or tiles of y) of so many column tiles where `slots` run at once:
 // whole splits of each where they fill seven eighths of the slots, so that no block has parts of
-// two, else a stripe for each slot; none with fewer than `least` column tiles, so that partial sums
-// stay cheap.
+// two, else equal stripes; none with fewer than `least` column tiles, so that partial sums stay
+// cheap.
 inline int balanced_blocks(int64_t row_groups, int64_t column_tiles, int64_t slots, int64_t least) {
     const int64_t panels = row_groups * column_tiles;
     const int64_t most = std::max<int64_t>(1, column_tiles / least);
     const int64_t whole = row_groups * std::clamp<int64_t>(slots / row_groups, 1, most);
+    const int64_t stripes = std::min(slots, panels / least);
     const int64_t rounds = sparse24_fragments::ceil_div(whole, slots);
     const bool full = 8 * whole >= 7 * rounds * slots;
-    const bool divisible = panels >= least * slots && panels <= INT32_MAX / slots;
-    return static_cast<int>(full || !divisible ? whole : slots);
+    const int64_t blocks = full || stripes < std::min(whole, slots) ? whole : stripes;
+    return static_cast<int>(panels > INT32_MAX / blocks ? row_groups : blocks);
 }
 
-inline Sparse24Plan sparse24_plan(int64_t M, int64_t N, int64_t K, int64_t sms) {
+inline Sparse24Plan prefill_plan(int64_t M, int64_t N, int64_t K, int64_t sms, int token_tiles,
+                                 int token_warps) {
     using namespace sparse24_fragments;
-    const int R = static_cast<int>(row_groups(N)), C = static_cast<int>(column_tiles(K));
+    const int64_t tokens = token_warps * token_tiles * kTileTokens;
+    const int64_t tiles = ceil_div(row_groups(N), kPrefillRowWarps) * ceil_div(M, tokens);
+    const int C = static_cast<int>(column_tiles(K));
+    const int blocks =
+        balanced_blocks(tiles, C, sms * (3 - token_warps), token_tiles == 8 ? 16 : 8);
+    const int64_t threads = int64_t{kPrefillRowWarps} * token_warps * kLanes;
+    return {false,
+            token_tiles,
+            token_warps,
+            {static_cast<int>(tiles), C, blocks},
+            threads * kRowTiles * token_tiles * 16};
+}
+
+inline Sparse24Plan sparse24_plan(int64_t M, int64_t N, int64_t K, int64_t sms,
+                                  bool wgmma = false) {
+    using namespace sparse24_fragments;
     if (M <= 2 * kTileTokens) {
+        const int R = static_cast<int>(row_groups(N)), C = static_cast<int>(column_tiles(K));
         const int tiles = M <= kTileTokens ? 1 : 2;
         const int blocks = balanced_blocks(R, C, sms * kDecodeBlocksPerSm, 2 * kDecodeWarps);
         return {true, tiles, 1, {R, C, blocks}, int64_t{tiles} * kRowTiles * kLanes * 16};
     }
-    const int tiles = M <= 64 ? 4 : 8, warps = M <= 32 ? 1 : 2;
-    const int block_tokens = tiles * warps * kTileTokens;
-    const int64_t blocks_of_y = ceil_div(R, kPrefillRowWarps) * ceil_div(M, block_tokens);
-    const int blocks = balanced_blocks(blocks_of_y, C, sms * (3 - warps), M <= 64 ? 8 : 16);
-    return {false,
-            tiles,
-            warps,
-            {static_cast<int>(blocks_of_y), C, blocks},
-            int64_t{kPrefillRowWarps} * warps * kRowTiles * tiles * kLanes * 16};
+    if (M <= 32) return prefill_plan(M, N, K, sms, 4, 1);
+    if (M <= 64) return prefill_plan(M, N, K, sms, 4, 2);
+    const Sparse24Plan wide = prefill_plan(M, N, K, sms, 8, 2);
+    return wgmma || 4 * wide.stripes.blocks >= 3 * sms ? wide : prefill_plan(M, N, K, sms, 8, 1);
 }
 
 template <class Element>

@@ -32,6 +32,17 @@ struct Stripes {
     PK_HOST_DEVICE_INLINE int block_of(int panel) const {
         return blocks == row_groups ? panel / column_tiles : ((panel + 1) * blocks - 1) / panels();
     }
+    // A block's stripe, segment by segment: call(row group, first column tile, how many).
+    template <class F>
+    PK_HOST_DEVICE_INLINE void for_segments(int block, F call) const {
+        const int end = begin(block + 1);
+        for (int at = begin(block); at < end;) {
+            const int row_group = at / column_tiles, column = at - row_group * column_tiles;
+            const int left = column_tiles - column, length = left < end - at ? left : end - at;
+            call(row_group, column, length);
+            at += length;
+        }
+    }
     // The blocks that share a row group.
     PK_HOST_DEVICE_INLINE int first_block(int row_group) const {
         return block_of(row_group * column_tiles);

@@ -26,14 +26,14 @@ LINEAR(sm90a)
 #endif
 
 int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
-    return sparse24_sm80_workspace_bytes(M, N, K, sms);
+    return sparse24_workspace_bytes(M, N, K, sms);
 }
 
 struct Plan {
     int64_t decode, block_tokens, tiles, column_tiles, blocks, slot_bytes;
 };
-void plan(int64_t M, int64_t N, int64_t K, int64_t sms, Plan* out) {
-    const Sparse24Plan p = sparse24_plan(M, N, K, sms);
+void plan(int64_t M, int64_t N, int64_t K, int64_t sms, int wgmma, Plan* out) {
+    const Sparse24Plan p = sparse24_plan(M, N, K, sms, wgmma);
     const Stripes& s = p.stripes;
     *out = {p.decode, p.block_tokens(), s.row_groups, s.column_tiles, s.blocks, p.slot_bytes};
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class HostCode:
         library: the host code, as ctypes sees it.
         modules: the PTX of each CUDA file.
         launched: (kernel, grid, counters) of the last run's launches, in order.
-        shared_bytes: dynamic shared memory of the last launch.
+        threads, shared_bytes: of a block of the last launch; its dynamic shared memory.
     """
 
     def __init__(self, sources: Sequence[Path], arch: str, options: Sequence[str] = (), extra=()):
@@ -53,7 +54,7 @@ class HostCode:
         self._options: dict = {}
         self._failure: Exception | None = None
         self.launched: list[tuple[str, tuple[int, ...], Counters]] = []
-        self.shared_bytes = 0
+        self.threads = self.shared_bytes = 0
 
     def run(self, function: str, args: Sequence, memory: dict, **options) -> Counters:
         """Calls a host function that launches kernels; returns the last launch's counters.
@@ -115,7 +116,7 @@ class HostCode:
             counters = module.launch(
                 name, grid[:3], block[:3], args, shared, memory=self._memory, **self._options
             )
-            self.shared_bytes = shared
+            self.threads, self.shared_bytes = math.prod(block[:3]), shared
             self.launched.append((name, tuple(grid[:3]), counters))
         except Exception as failure:  # carried over the C frames and raised again by run()
             self._failure = failure

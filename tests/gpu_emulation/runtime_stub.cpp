@@ -13,11 +13,17 @@
 struct Dim3 {
     unsigned x, y, z;
 };
-struct LaunchConfig {  // cudaLaunchConfig_t
+struct LaunchAttribute {  // cudaLaunchAttribute
+    int id;
+    char padding[4];
+    unsigned value[16];
+};
+constexpr int kClusterDimension = 4;  // cudaLaunchAttributeClusterDimension
+struct LaunchConfig {                 // cudaLaunchConfig_t
     Dim3 grid, block;
     size_t shared;
     void* stream;
-    void* attributes;
+    const LaunchAttribute* attributes;
     unsigned count;
 };
 using Launch = int (*)(const char* name, const unsigned* grid, const unsigned* block,
@@ -96,6 +102,11 @@ int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** argumen
     return cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
 }
 int cudaLaunchKernelExC(const LaunchConfig* config, const void* kernel, void** arguments) {
+    for (unsigned i = 0; i < config->count; ++i) {
+        const LaunchAttribute& a = config->attributes[i];
+        bool clusters = a.value[0] * a.value[1] * a.value[2] > 1;
+        if (a.id == kClusterDimension && clusters) return 801;  // cudaErrorNotSupported
+    }
     return cudaLaunchKernel(kernel, config->grid, config->block, arguments, config->shared,
                             config->stream);
 }
