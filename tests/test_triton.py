@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import absent
+from conftest import absent, bits
 
 from prunekern import _triton, ops
 from prunekern._triton.plan import Chip, plan
-from prunekern.formats import DTYPES, compress
-from prunekern.layouts import pack
+from prunekern.formats import DTYPES, FORMATS, compress
+from prunekern.layouts import pack, pack_reference
 from prunekern.testing import assert_close_to_float64, random_weight
 
 HERE = Path(__file__).parent
-FORMATS = tuple(_triton.OPS)
 A100, H100, MI300 = Chip(108), Chip(132), Chip(304, 64, amd=True)
 
 
@@ -138,63 +137,99 @@ def test_the_tests_of_every_variant_in_the_interpreter(triton, dtype):
 # ---------------------------------------------------------------------------------------- compiled
 
 
+TARGETS = [("cuda", 80, 32), ("cuda", 90, 32)]
+on_every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"sm_{t[1]}")
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+KERNELS = {cls.stem: name for name, cls in FORMATS.items()}
+SMALL = Chip(2)  # so small that K is cut for few rows
+
+
+@pytest.fixture
+def compiled(triton, monkeypatch):
+    """``compiled(stem, target)``: the format's module and the GPU that it then runs on."""
+    from triton_compiled import put_on
+
+    return lambda stem, target: put_on(monkeypatch, stem, target)
+
+
+def product(module, stem, M, N, K, dtype, chip=SMALL):
+    """A random product by the module's launcher: (packed weight, what checks the result)."""
+    weight = random_weight(KERNELS[stem], N, K, dtype)
+    packed = pack_reference(compress(weight, KERNELS[stem]), "triton")
+    x, bias = torch.randn(M, K).to(dtype), torch.randn(N).to(dtype)
+    y = torch.full((M, N), torch.nan, dtype=dtype)
+    cut = plan(M, N, -(-K // 64) * 64, dtype.itemsize, chip)
+    module.launch(x, *packed.tensors, bias, y, cut)
+    return packed, lambda: assert_close_to_float64(y, x, weight, bias, (M, N, K))
+
+
 @pytest.mark.gpu_emulation
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("stem", FORMATS)
-def test_compiled_products_on_and_off_the_tile(triton, stem, dtype, capability):
-    from triton_linear import Case
-
-    for M, N, K in ((1, 3, 5), (1, 130, 1032), (8, 64, 256), (13, 70, 300), (40, 100, 130)):
-        case = Case.make(stem, M, N, K, dtype)
-        case.launch().run(capability, seed=M)
-        assert_close_to_float64(case.result(), case.x, case.weight, case.bias, (M, N, K))
+@on_every_target
+@every_dtype
+@pytest.mark.parametrize("stem", _triton.OPS)
+def test_compiled_products_on_and_off_the_tile(compiled, stem, dtype, target):
+    module, gpu = compiled(stem, target)
+    for M, N, K in ((1, 3, 5), (1, 70, 1032), (8, 64, 256), (13, 70, 300), (40, 100, 130)):
+        _, check = product(module, stem, M, N, K, dtype)
+        check()
+    assert {name for name, *_ in gpu.launches} == {f"{stem}_linear_kernel", "add_parts_kernel"}
 
 
 @pytest.mark.gpu_emulation
-@pytest.mark.parametrize("capability", [80, 90])
+@on_every_target
+@every_dtype
+def test_compiled_conversions_of_2_4_are_exact_to_the_bit(compiled, dtype, target):
+    module, _ = compiled("sparse24", target)
+    for N, K in ((3, 5), (17, 67), (40, 260)):
+        weight = random_weight("2:4", N, K, dtype)
+        canonical = compress(weight, "2:4")
+        for largest in (False, True):
+            values, meta, broken = module.compress(weight, largest)
+            assert torch.equal(bits(values), bits(canonical.values))
+            assert torch.equal(meta, canonical.meta) and not broken
+        packed = module.pack(values, meta, N, K)
+        for ours, wanted in zip(packed, pack_reference(canonical, "triton").tensors, strict=True):
+            assert torch.equal(bits(ours), bits(wanted))
+        assert torch.equal(bits(module.decompress(*packed, N, K)), bits(weight))
+
+
+@pytest.mark.gpu_emulation
+@on_every_target
 @pytest.mark.parametrize("M", [1, 8, 16])
-def test_decode_of_2_4_reads_each_byte_once_in_full_sectors(triton, M, capability):
-    from triton_linear import Case
-
-    case = Case.make("sparse24", M, 1024, 1024, torch.bfloat16)
-    counters = case.launch().run(capability)
-    for name, tensor in zip(("pairs", "meta"), case.packed.tensors, strict=True):
-        read = counters.reads[name]
+def test_decode_of_2_4_reads_each_byte_once_in_full_sectors(compiled, M, target):
+    module, gpu = compiled("sparse24", target)
+    packed, check = product(module, "sparse24", M, 1024, 1024, torch.bfloat16)
+    check()
+    for name, tensor in zip(("pairs", "meta"), packed.tensors, strict=True):
+        read = gpu.counters.reads[name]
         assert (read.asked, read.distinct, 32 * read.sectors) == (tensor.nbytes,) * 3, name
     # Beside 24 of the CUDA kernel and 67 of Triton's dense product: expanding the pairs, and a
     # tile's way through shared memory to the tensor cores.
-    assert case.instructions_a_1024_weights(counters) <= 220
+    assert gpu.counters.instructions / 1024 <= 220
 
 
 @pytest.mark.gpu_emulation
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("stem", FORMATS)
-def test_no_spills(triton, stem, dtype, capability):
+@on_every_target
+@every_dtype
+@pytest.mark.parametrize("stem", _triton.OPS)
+def test_no_spills(compiled, stem, dtype, target):
     from gpu_emulation.static import resources
-    from triton_linear import Case
 
+    module, gpu = compiled(stem, target)
     for M in (1, 16, 32, 128):
-        ptx, metadata = Case.make(stem, M, 256, 512, dtype).launch().compile(capability)
-        found = resources(ptx, "sm_80" if capability == 80 else "sm_90a")[metadata.name]
-        assert (found.spill_stores, found.spill_loads) == (0, 0), M
+        product(module, stem, M, 128, 256, dtype)
+    for name, _, ptx in gpu.launches:
+        found = resources(ptx, "sm_80" if target[1] == 80 else "sm_90a")[name]
+        assert (found.spill_stores, found.spill_loads) == (0, 0), name
 
 
 @pytest.mark.gpu_emulation
 @pytest.mark.parametrize(
-    "target", [("hip", "gfx942", 64), ("hip", "gfx1100", 32), ("cuda", 75, 32)]
+    "target", [("hip", "gfx942", 64), ("hip", "gfx1100", 32), ("cuda", 75, 32)], ids=str
 )
-@pytest.mark.parametrize("stem", FORMATS)
-def test_it_compiles_for_the_gpus_that_have_nothing_else(triton, stem, target):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-    from triton_linear import Case
-
+@pytest.mark.parametrize("stem", _triton.OPS)
+def test_it_compiles_for_the_gpus_that_have_nothing_else(compiled, stem, target):
+    module, _ = compiled(stem, target)
     chip = Chip(64, target[2], amd=target[0] == "hip")
     for M, dtype in ((1, torch.float16), (64, torch.bfloat16), (3, torch.float32)):
-        launch = Case.make(stem, M, 256, 512, dtype, chip).launch()
-        constants = launch.all_constants()
-        signature = launch.signature() | dict.fromkeys(constants, "constexpr")
-        source = ASTSource(launch.function, signature, constants)
-        compile(source, target=GPUTarget(*target), options=launch.options)
+        product(module, stem, M, 256, 512, dtype, chip)

@@ -1,8 +1,9 @@
 """The layout "triton": kernels in Triton, a file a format, for GPUs without a kernel of their own.
 
-They run on NVIDIA GPUs below compute capability 8.0 or without the CUDA build, and on AMD's; on a
-CPU in Triton's interpreter, for tests. This file knows whether Triton is there and what the formats
-share; a format's file has `linear`, and whatever else `OPS` names, under the schema of its op.
+They run on NVIDIA's GPUs below compute capability 8.0 or without the CUDA build, and on AMD's; on
+a CPU in Triton's interpreter, for tests. This file knows whether Triton is there and what the ops
+share; plan.py chooses tiles, blocks.py is what kernels share; a format's file has `linear`, and
+whatever else `OPS` names, under the schema of its op.
 
 Each op is opaque to torch.compile, like those in C++ and under the same schema, fake and gradient.
 `torch.library.triton_op` would show Inductor the kernel inside, which it cannot fuse with anything,

@@ -7,7 +7,7 @@ a tile of BLOCK_N rows and BLOCK_K columns is read in whole sectors:
     values n  a b | c d | e f | ...   BLOCK_K / 2 kept      meta  c   word of n, n + 1, n + 2, ...
          n+1  g h | i j | ...                                  c+1    word of n, n + 1, n + 2, ...
 
-    in registers   group (a b), nibble 1100:  a at 0, b at 3  ->  a 0 0 b
+    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b
                    y^T[BLOCK_N, BLOCK_M] += W tile [BLOCK_N, BLOCK_K] x^T tile [BLOCK_K, BLOCK_M]
 
 W is the first operand of the product: its rows lie along the longer side of an mma (16), tokens
@@ -18,16 +18,13 @@ dense product's arithmetic, 2 M N K. Issue: 180 instructions of a warp for 1024 
 the 917 that a T4 has time for while it reads them, the 172 of an A100; two thirds of them expand
 pairs. At one token plain FMAs would need the expansion as well, and 64 more to convert and add.
 
-Triton has no sparse dot. Inline PTX is elementwise in Triton,
-on layouts that the compiler is free to choose, where mma.sp wants its own in each lane. Gluon pins
-layouts, but what it would give runs neither on AMD's GPUs nor below 8.0 nor in the interpreter, and
-where mma.sp exists the CUDA kernels stand before these ("sm80"). So decode gains what the bytes
-give, prefill nothing.
+Triton has no sparse dot. Its inline PTX is elementwise, on layouts that the compiler is free to
+choose, where mma.sp wants its own in each lane. Gluon pins layouts, but what it would give runs
+neither on AMD's GPUs nor below 8.0 nor in the interpreter, and where mma.sp exists the CUDA kernels
+stand before these ("sm80"). So decode gains what the bytes give, prefill nothing.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import triton
@@ -44,7 +41,7 @@ CHUNK = 32  # columns of a word of metadata
 
 @triton.jit
 def _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The stored pairs and their four bits [BLOCK_N, BLOCK_K / 4] of rows n, from column k on.
+    """Stored pairs and, lowest, their four bits [BLOCK_N, BLOCK_K / 4] of rows n, from column k on.
 
     Rows beyond N are the last one again: what they give is not stored.
     """
@@ -61,7 +58,7 @@ def _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N: tl.constexpr, BLOCK_K: 
 def _expand(pair, bits, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """The dense tile [BLOCK_N, BLOCK_K] of pairs, each an integer of two elements.
 
-    A group is two such integers, made by shifts of an element and masks:
+    A group becomes two such integers, by a shift of one element and a mask each; "." is 0:
 
         stored at    0 1    0 2    0 3    1 2    1 3    2 3
         left        a b    a .    a .    . a    . a    . .
@@ -243,32 +240,35 @@ def linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, N: int,
 def launch(
     x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, y: Tensor, plan: Plan
 ) -> None:
-    """The product of x [M, K] into y, by a plan."""
-    kernel = tuned(sparse24_linear_kernel) if AUTOTUNE else sparse24_linear_kernel
-    # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
-    split = plan.SPLIT_K > 1
-    out = x.new_empty((plan.SPLIT_K, *y.shape), dtype=torch.float32) if split else y
-    grid, arguments, constants = linear_arguments(
-        x, values, meta, None if split else bias, out, plan
-    )
-    kernel[grid](*arguments, **constants, **(plan.fixed() if AUTOTUNE else plan.options()))
-    if split:
-        add_parts(out, bias, y)
-
-
-def linear_arguments(
-    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, out: Tensor, plan: Plan
-) -> tuple[Callable, tuple, dict]:
-    """Grid, arguments and constants of the kernel, all but those of the plan."""
+    """The product of x [M, K] into y [M, N], by a plan."""
     (M, K), N = x.shape, len(values)
     pairs = _integers(values, 2)
+    # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
+    split = plan.SPLIT_K > 1
+    out = x.new_empty((plan.SPLIT_K, M, N), dtype=torch.float32) if split else y
 
     def grid(tile: dict) -> tuple[int, int]:
         tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
         return tiles, plan.SPLIT_K
 
-    arguments = (x, pairs, meta, bias, out, M, N, K, pairs.shape[1], plan.part_k)
-    return grid, arguments, {"HAS_BIAS": bias is not None, "EVEN_K": K % COLUMNS == 0}
+    kernel = tuned(sparse24_linear_kernel) if AUTOTUNE else sparse24_linear_kernel
+    kernel[grid](
+        x,
+        pairs,
+        meta,
+        None if split else bias,
+        out,
+        M,
+        N,
+        K,
+        pairs.shape[1],
+        plan.part_k,
+        HAS_BIAS=bias is not None and not split,
+        EVEN_K=K % COLUMNS == 0,
+        **(plan.fixed() if AUTOTUNE else plan.options()),
+    )
+    if split:
+        add_parts(out, bias, y)
 
 
 _BLOCK_N = 32  # of the conversions
