@@ -22,6 +22,7 @@ TYPES = {
     torch.float32: "*fp32",
     torch.uint8: "*u8",
     torch.int16: "*i16",
+    torch.uint16: "*u16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
