@@ -149,17 +149,15 @@ def compiled(triton, monkeypatch):
     """``compiled(stem, target)``: the format's module and the GPU that it then runs on."""
     from triton_compiled import put_on
 
-    return lambda stem, target: put_on(monkeypatch, stem, target)
+    return lambda stem, target, chip=SMALL: put_on(monkeypatch, stem, target, chip)
 
 
-def product(module, stem, M, N, K, dtype, chip=SMALL):
-    """A random product by the module's launcher: (packed weight, what checks the result)."""
+def product(module, stem, M, N, K, dtype):
+    """A random product by the module: (packed weight, what checks the result)."""
     weight = random_weight(KERNELS[stem], N, K, dtype)
     packed = pack_reference(compress(weight, KERNELS[stem]), "triton")
     x, bias = torch.randn(M, K).to(dtype), torch.randn(N).to(dtype)
-    y = torch.full((M, N), torch.nan, dtype=dtype)
-    cut = plan(M, N, -(-K // 64) * 64, dtype.itemsize, chip)
-    module.launch(x, *packed.tensors, bias, y, cut)
+    y = module.linear(x, *packed.tensors, bias, N, K)
     return packed, lambda: assert_close_to_float64(y, x, weight, bias, (M, N, K))
 
 
@@ -172,7 +170,9 @@ def test_compiled_products_on_and_off_the_tile(compiled, stem, dtype, target):
     for M, N, K in ((1, 3, 5), (1, 70, 1032), (8, 64, 256), (13, 70, 300), (40, 100, 130)):
         _, check = product(module, stem, M, N, K, dtype)
         check()
-    assert {name for name, *_ in gpu.launches} == {f"{stem}_linear_kernel", "add_parts_kernel"}
+    assert f"{stem}_linear_kernel" in {name for name, *_ in gpu.launches}
+    if stem == "sparse24":
+        assert "add_parts_kernel" in {name for name, *_ in gpu.launches}
 
 
 @pytest.mark.gpu_emulation
@@ -229,7 +229,6 @@ def test_no_spills(compiled, stem, dtype, target):
 )
 @pytest.mark.parametrize("stem", _triton.OPS)
 def test_it_compiles_for_the_gpus_that_have_nothing_else(compiled, stem, target):
-    module, _ = compiled(stem, target)
-    chip = Chip(64, target[2], amd=target[0] == "hip")
+    module, _ = compiled(stem, target, Chip(64, target[2], amd=target[0] == "hip"))
     for M, dtype in ((1, torch.float16), (64, torch.bfloat16), (3, torch.float32)):
-        product(module, stem, M, 256, 512, dtype, chip)
+        product(module, stem, M, 256, 512, dtype)

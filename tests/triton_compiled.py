@@ -13,7 +13,8 @@ from gpu_emulation import Counters, Module
 from gpu_emulation.compiler import triton_to_ptx
 from torch import Tensor
 
-from prunekern._triton import blocks
+from prunekern._triton import blocks, plan
+from prunekern._triton.plan import Chip
 
 TYPES = {
     torch.float16: "*fp16",
@@ -21,6 +22,7 @@ TYPES = {
     torch.float32: "*fp32",
     torch.uint8: "*u8",
     torch.int16: "*i16",
+    torch.uint16: "*u16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -93,10 +95,15 @@ class Compiled:
         compile(source, target=GPUTarget(*self.gpu.target), options=options)
 
 
-def put_on(monkeypatch, stem: str, target: tuple) -> tuple[object, Gpu]:
-    """(module of a format, where its kernels and those of blocks.py run until the test ends)."""
+def put_on(monkeypatch, stem: str, target: tuple, chip: Chip) -> tuple[object, Gpu]:
+    """(module of a format, where its kernels and those of blocks.py run until the test ends).
+
+    Products are planned for the chip.
+    """
     gpu = Gpu(target)
     module = importlib.import_module(f"prunekern._triton.{stem}")
+    for place in (module, plan):
+        monkeypatch.setattr(place, "chip_of", lambda device: chip, raising=False)
     for place in (module, blocks):
         for name in [name for name in vars(place) if name.endswith("_kernel")]:
             monkeypatch.setattr(place, name, Compiled(getattr(place, name), gpu))
