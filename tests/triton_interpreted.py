@@ -36,7 +36,8 @@ def test_products_on_and_off_the_tile(stem, dtype):
     for case, (N, K) in enumerate((*SHAPES, (70, 1000))):
         weight = random_weight(KERNELS[stem], N, K, dtype, seed=case)
         packed = pack_reference(compress(weight, KERNELS[stem]), "triton")
-        for M in ((1, 17), (8, 33), (9, 70))[case % 3]:
+        # The big shapes are for the tiles, not for the tokens: programs run one after the other.
+        for M in (5,) if N * K > 50000 else ((1, 17), (8, 33), (9, 70))[case % 3]:
             x = torch.randn(M, K).to(dtype)
             bias = torch.randn(N).to(dtype) if case % 2 else None
             y = ops.linear(x, packed, bias)
@@ -46,10 +47,10 @@ def test_products_on_and_off_the_tile(stem, dtype):
 @every_format
 @every_dtype
 def test_whole_numbers_are_exact(stem, dtype):
-    weight = whole_numbers(random_weight(KERNELS[stem], 100, 1030, dtype))
+    weight = whole_numbers(random_weight(KERNELS[stem], 40, 1030, dtype))
     packed = pack_reference(compress(weight, KERNELS[stem]), "triton")
     for M in (1, 5, 16, 40):
-        x, bias = (whole_numbers(torch.randn(s)).to(dtype) for s in ((M, 1030), (100,)))
+        x, bias = (whole_numbers(torch.randn(s)).to(dtype) for s in ((M, 1030), (40,)))
         exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
         assert torch.equal(ops.linear(x, packed, bias), exact.to(dtype)), M
 

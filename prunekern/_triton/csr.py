@@ -7,7 +7,8 @@ padded to as many vectors of VECTOR entries as the strip's longest has:
                               row  2  k l m n o p q r                row  2  s . . . . . . .
                               row 11  t u v w x y z A                row 11  . . . . . . . .
 
-A lane reads a vector of values and one of columns, 16 bytes each at 16 bits, a warp whole sectors.
+A lane reads a vector of values and one of columns, 16 bytes each at 16 bits, a warp whole sectors;
+float32 values in two halves, the second of which L1 has.
 Neighbours in the order of length differ by little, so what padding costs is the last vector's
 rest: VECTOR / 2 entries a row on average, 1 % of a row of 400. Padding to whole rows of chunks or
 in the order of rows would cost several times that.
