@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+import triton_compiled  # noqa: E402
 import triton_dense  # noqa: E402
 from cuda_linear import linear, make_case  # noqa: E402
 from gpu_emulation import Counters  # noqa: E402
@@ -25,7 +27,10 @@ from gpu_emulation.oracles import cutlass_cases  # noqa: E402
 from gpu_emulation.oracles.cutlass import Oracle  # noqa: E402
 from gpu_emulation.static import occupancy, resources  # noqa: E402
 
+from prunekern._triton.plan import Chip  # noqa: E402
 from prunekern.compare.roofline import CHIPS, Modelled, Work, modelled  # noqa: E402
+from prunekern.formats import compress  # noqa: E402
+from prunekern.layouts import pack_reference  # noqa: E402
 from prunekern.testing import assert_close_to_float64  # noqa: E402
 
 N = K = 4096
@@ -45,6 +50,7 @@ class Run:
         weight_passes: Where W is loaded to registers: how often it comes from L2, L1 serving warps
             of a block that read it together. None where it is copied to shared memory.
         wgmma: Products are those of warpgroups.
+        parts: A second launch adds partial sums; its own work is not counted.
     """
 
     counters: Counters
@@ -54,6 +60,7 @@ class Run:
     static: tuple[int, int, int]
     weight_passes: int | None = None
     wgmma: bool = False
+    parts: bool = False
 
     @property
     def products(self) -> float:
@@ -104,7 +111,7 @@ class Run:
             instructions=c.instructions,
             wavefronts=self.wavefronts,
             blocks=self.blocks,
-            combined=self.asked("workspace") > 0,
+            combined=self.parts or self.asked("workspace") > 0,
             wgmma=self.wgmma,
         )
 
@@ -166,6 +173,22 @@ def cutlass(arch: str, kind: str, M: int) -> Run:
 
 
 @functools.cache
+def triton_sparse(M: int, sms: int) -> Run | None:
+    """Ours in Triton: its decode, as above it dense tensor cores do the same work for both."""
+    if M > 16:
+        return None
+    case = make_case(M, N, K, torch.float16, bias=False)
+    packed = pack_reference(compress(case.weight, "2:4"), "triton")
+    with pytest.MonkeyPatch.context() as patch:
+        module, gpu = triton_compiled.put_on(patch, "sparse24", ("cuda", 80, 32), Chip(sms))
+        y = module.linear(case.x, *packed.tensors, None, N, K)
+    assert_close_to_float64(y, case.x, case.weight)
+    (name, counters, ptx), (blocks, shared, threads) = gpu.launches[0], gpu.shapes[0]
+    found = static(ptx, "sm_80", name, shared, threads)
+    return Run(counters, ("pairs", "meta"), "x", blocks, found, parts=len(gpu.launches) > 1)
+
+
+@functools.cache
 def triton(M: int) -> Run | None:
     """Triton's dense product is for few tokens."""
     if M > triton_dense.BLOCK_M:
@@ -181,6 +204,7 @@ def triton(M: int) -> Run | None:
 KERNELS: dict[str, tuple[Callable[[int, int], Run | None], bool]] = {
     "prunekern 2:4 sm80": (lambda M, sms: ours("sm80", M, sms), False),
     "prunekern 2:4 sm90a": (lambda M, sms: ours("sm90a", M, sms), True),
+    "prunekern 2:4 triton": (triton_sparse, False),
     "CUTLASS 2:4 SM80": (lambda M, sms: cutlass("sm80", "sparse", M), False),
     "CUTLASS dense SM80": (lambda M, sms: cutlass("sm80", "dense", M), False),
     "CUTLASS 2:4 SM90": (lambda M, sms: cutlass("sm90", "sparse", M), True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,10 +38,12 @@ class Gpu:
     Attributes:
         target: Backend, architecture and warp size.
         launches: (kernel's name, counters, PTX) of each launch that was run.
+        shapes: (blocks, bytes of shared memory, threads) of each.
     """
 
     target: tuple[str, int | str, int]
     launches: list[tuple[str, Counters, str]] = field(default_factory=list)
+    shapes: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def counters(self) -> Counters:
@@ -76,15 +79,18 @@ class Compiled:
             self.kernel, signature, constants, self.gpu.target[1], aligned,
             ptx_version=PTX_VERSION, **options,
         )  # fmt: skip
+        grid = grid(named) if callable(grid) else grid
+        threads = 32 * metadata.num_warps
         counters = Module(ptx).launch(
             metadata.name,
-            grid(named) if callable(grid) else grid,
-            32 * metadata.num_warps,
+            grid,
+            threads,
             [*given.values(), np.zeros(1, np.uint8), None],
             metadata.shared,
             names=[*given, "scratch", "profile"],
         )
         self.gpu.launches.append((metadata.name, counters, ptx))
+        self.gpu.shapes.append((math.prod(grid), metadata.shared, threads))
 
     def _compile_only(self, signature, constants, options) -> None:
         from triton.backends.compiler import GPUTarget
