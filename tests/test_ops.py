@@ -315,8 +315,9 @@ def test_fakes_of_gpu_ops(variant):
     op = ops.OPS[variant[:2]]
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 3, 128, dtype=variant[2], device="cuda")
-        values, meta = x.new_empty(4), x.new_empty(4, dtype=torch.int32)
-        y = op(x, values, meta, None, 192, 128)
+        # a packed weight of the format: what a fake of it is like is not looked at
+        weight = [x.new_empty(4) for _ in range(len(op._schema.arguments) - 4)]
+        y = op(x, *weight, None, 192, 128)
     assert y.shape == (2, 3, 192) and y.dtype == variant[2] and y.device.type == "cuda"
 
 
