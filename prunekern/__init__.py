@@ -10,7 +10,7 @@ See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from prunekern.checkpoint import save_pretrained
+from prunekern.checkpoint import convert, save_pretrained
 from prunekern.checkpoint.versions import register
 from prunekern.formats import compress, decompress, nbytes, validate
 from prunekern.hardware import hardware
@@ -30,6 +30,7 @@ __all__ = [
     "SparseLinear",
     "compare",
     "compress",
+    "convert",
     "decompress",
     "hardware",
     "linear",

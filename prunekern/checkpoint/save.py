@@ -63,13 +63,15 @@ def save_pretrained(
     config = _config(model, dense)
     parts, layers = _parts(model, dense)
     _check_reloads(model, config, parts, layers)
-    with replaced(Path(folder), lambda name: _is_old(Path(folder), name), _WHO) as new:
+    folder = Path(folder)
+    with replaced(folder, _is_old, _WHO) as new:
         total = write_shards(new, parts, max_shard_bytes)
         config.save_pretrained(new)
         if model.can_generate():
             model.generation_config.save_pretrained(new)
-        saved = SavedCheckpoint(Path(folder), tuple(layers), total)
-        write_card(new, saved, config, compare)
+        saved = SavedCheckpoint(folder, tuple(layers), total)
+        if not (folder / CARD).exists() or is_ours(folder / CARD):
+            write_card(new, saved, config, compare)
     return saved
 
 
@@ -113,9 +115,8 @@ def _config(model: nn.Module, dense: bool) -> Any:
     quantization = PrunekernConfig.of(model)
     if not dense and (quantization.modules or structured):
         config.quantization_config = quantization.to_dict()
-    tied = tied_keys(model)
-    if not dense and any(f"{name}.weight" in tied for name in quantization.modules):
-        config.tie_word_embeddings = False  # a compressed head stands for itself
+    if isinstance(model.get_output_embeddings(), SparseLinear):
+        config.tie_word_embeddings = False  # a pruned head stands for itself
     return config
 
 
@@ -212,9 +213,6 @@ def _check_reloads(
             )
 
 
-def _is_old(folder: Path, name: str) -> bool:
+def _is_old(name: str) -> bool:
     """What of an earlier checkpoint goes when a new one takes its place."""
-    if name == CARD:
-        return is_ours(folder / CARD)
-    weights = name.startswith("model") and name.endswith(".safetensors")
-    return weights or name == INDEX
+    return name == INDEX or (name.startswith("model") and name.endswith(".safetensors"))

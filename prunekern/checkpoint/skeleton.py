@@ -112,7 +112,10 @@ def swap_in(
                 f"quantization_config: shape of {name} must be {list(linear.weight.shape)} as in "
                 f"the model, got {list(spec.shape)}"
             )
-        nnz = _check_tensors(name, spec, infos, linear.bias is not None)
+        partner = tied_keys(model).get(f"{here}.weight")
+        if partner is not None:
+            raise ValueError(f"quantization_config: {name} must not be tied to {partner}")
+        nnz = check_tensors(name, spec, infos, linear.bias is not None)
         parent, _, child = here.rpartition(".")
         setattr(model.get_submodule(parent), child, PendingLinear(spec, linear, nnz))
 
@@ -127,7 +130,7 @@ def alike(name: str, prefix: str) -> tuple[str, str, str]:
     return name, name.removeprefix(prefix), prefix + name
 
 
-def _check_tensors(
+def check_tensors(
     name: str, spec: ModuleSpec, infos: Mapping[str, TensorInfo], has_bias: bool
 ) -> int:
     """How many values a layer keeps; raises ValueError unless its tensors are as they must be."""

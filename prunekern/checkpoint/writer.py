@@ -57,10 +57,17 @@ def write_shards(folder: Path, parts: Iterable[Part], max_shard_bytes: int) -> i
 
     Returns:
         Bytes of all tensors.
+
+    Raises:
+        ValueError: Two parts have a tensor of the same name.
     """
     shards: list[list[Part]] = [[]]
     filled = 0
+    seen: set[str] = set()
     for part in parts:
+        if not seen.isdisjoint(part.specs):
+            raise ValueError(f"{sorted(seen & part.specs.keys())} must be written once, got twice")
+        seen |= part.specs.keys()
         if shards[-1] and filled + part.nbytes > max_shard_bytes:
             shards.append([])
             filled = 0
