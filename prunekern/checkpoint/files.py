@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -181,7 +182,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
                 "is it truncated?"
             )
         header = _parse(file.read(length), path.name)
-    header.pop("__metadata__", None)
+    header.pop("__metadata__", None)  # strings for strings, as safe_open makes sure
     infos: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int]] = []
     for name, entry in header.items():
@@ -197,7 +198,11 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             f"{path.name}: tensors must take {end} bytes as the header says, got "
             f"{size - 8 - length}; is it truncated?"
         )
-    return infos
+    try:
+        with safe_open(path, "pt"):
+            return infos
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: must be a safetensors file, got {error}") from None
 
 
 def _read_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:

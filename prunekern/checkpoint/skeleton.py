@@ -31,7 +31,8 @@ class PendingLinear(nn.Module):
         Raises:
             ValueError: The tensors are not what the format demands.
         """
-        tensors = {key: getattr(self, key) for key in formats.tensor_names(self.spec.format)}
+        names = formats.tensor_names(self.spec.format)
+        tensors = {key: _aligned(getattr(self, key)) for key in names}
         canonical = formats.from_tensors(self.spec.format, tensors, self.spec.shape)
         formats.validate(canonical, name)
         return SparseLinear(canonical, self.bias)
@@ -154,6 +155,11 @@ def check_tensors(
     if extra:
         raise ValueError(f"{name}: tensors must be {sorted(known)}, got {extra} besides")
     return nnz
+
+
+def _aligned(t: torch.Tensor) -> torch.Tensor:
+    """At a multiple of its element size, as kernels want it; a mapped file may have it anywhere."""
+    return t.clone() if t.data_ptr() % t.element_size() else t
 
 
 def _child(layer: nn.Module, index: int, name: str, linears: tuple[str, ...]) -> nn.Module:
