@@ -143,7 +143,7 @@ def replace_linears(
         if linear in matched.values():
             continue  # under a second name: its id must not be given to another layer yet
         del linear
-    _release_memory()
+    release_memory()
     report = ReplaceReport(tuple(layers))
     _warn(report, kernel)
     return report
@@ -296,7 +296,7 @@ def _forget_quantizer(model: nn.Module) -> None:
         quantizer.remove_quantization_config(model)
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -380,7 +380,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, stop):
 
     def interrupt(self):
         calls.append(self)
-        if len(calls) > 20:  # 14 to plan with; then while it is written
+        if len(calls) > 6:  # of 14, while they are written
             raise stop
         return original(self)
 

@@ -25,19 +25,9 @@ from prunekern.checkpoint.schema import (
     parse_modules,
     parse_structure,
 )
-from prunekern.checkpoint.skeleton import PendingLinear, alike, resize, swap_in, tied_keys
+from prunekern.checkpoint.skeleton import PendingLinear, alike, resize, specs_of, swap_in, tied_keys
 from prunekern.checkpoint.versions import check_transformers
-from prunekern.nn import SparseLinear
-from prunekern.replace import move_hooks, restore_linears, set_module
-
-
-def specs_of(model: nn.Module) -> dict[str, ModuleSpec]:
-    """Name -> spec of every sparse layer of a model."""
-    return {
-        name: ModuleSpec(module.kernel, (module.out_features, module.in_features))
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, SparseLinear)
-    }
+from prunekern.replace import move_hooks, release_memory, restore_linears, set_module
 
 
 class PrunekernConfig(QuantizationConfigMixin):
@@ -125,6 +115,7 @@ class PrunekernQuantizer(HfQuantizer):
                 move_hooks(pending, sparse)
                 _move_accelerate_hook(pending, sparse)
                 set_module(model, name, sparse)
+                release_memory()  # what checking took lies between what stays
         # What this forbids, .half() and training, a SparseLinear can do.
         model.is_quantized = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from prunekern.checkpoint.card import CARD, is_ours, write_card
 from prunekern.checkpoint.files import DTYPES, INDEX, TensorInfo
 from prunekern.checkpoint.folder import replaced
 from prunekern.checkpoint.report import SavedCheckpoint, SavedLayer
-from prunekern.checkpoint.schema import ModuleSpec, parse_structure
-from prunekern.checkpoint.skeleton import resize, swap_in, tied_keys
+from prunekern.checkpoint.schema import parse_structure
+from prunekern.checkpoint.skeleton import resize, specs_of, swap_in, tied_keys
 from prunekern.checkpoint.versions import check_transformers
 from prunekern.checkpoint.writer import Part, parse_size, write_shards
 from prunekern.nn import SparseLinear
@@ -61,15 +62,16 @@ def save_pretrained(
     max_shard_bytes = parse_size(max_shard_size, _WHO)
     _check_model(model)
     config = _config(model, dense)
-    parts, layers = _parts(model, dense)
-    _check_reloads(model, config, parts, layers)
+    rows: list[SavedLayer] = []
+    parts = _parts(model, dense, rows)
+    _check_reloads(model, config, parts)
     folder = Path(folder)
     with replaced(folder, _is_old, _WHO) as new:
         total = write_shards(new, parts, max_shard_bytes)
         config.save_pretrained(new)
         if model.can_generate():
             model.generation_config.save_pretrained(new)
-        saved = SavedCheckpoint(folder, tuple(layers), total)
+        saved = SavedCheckpoint(folder, tuple(rows), total)
         if not (folder / CARD).exists() or is_ours(folder / CARD):
             write_card(new, saved, config, compare)
     return saved
@@ -120,9 +122,9 @@ def _config(model: nn.Module, dense: bool) -> Any:
     return config
 
 
-def _parts(model: nn.Module, dense: bool) -> tuple[list[Part], list[SavedLayer]]:
-    """What the file will hold, in the model's order, and a row for each sparse layer."""
-    parts, layers = [], []
+def _parts(model: nn.Module, dense: bool, rows: list[SavedLayer]) -> list[Part]:
+    """What the file will hold, in the model's order; each sparse layer adds a row when written."""
+    parts = []
     tied = tied_keys(model)
     for name, module in model.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
@@ -133,30 +135,28 @@ def _parts(model: nn.Module, dense: bool) -> tuple[list[Part], list[SavedLayer]]
             if own:
                 parts.append(Part(specs, own.copy))
             continue
-        canonical = module.canonical()
-        row = SavedLayer.of(name, canonical)
-        layers.append(row)
+        shape = (module.out_features, module.in_features)
         if dense:
-            specs[f"{prefix}weight"] = (module.dtype, list(canonical.shape))
+            specs[f"{prefix}weight"] = (module.dtype, list(shape))
         else:
-            for key, t in canonical.tensors().items():
-                specs[prefix + key] = (t.dtype, list(t.shape))
-        parts.append(Part(specs, _Tensors(module, prefix, own, dense)))
-    return parts, layers
+            wanted = formats.tensor_specs(module.kernel, shape, module.dtype, module.nnz)
+            specs |= {prefix + key: spec for key, spec in wanted.items()}
+        parts.append(Part(specs, partial(_unpacked, name, module, own, dense, rows)))
+    return parts
 
 
-class _Tensors:
-    """Unpacks a sparse layer when its turn has come."""
-
-    def __init__(
-        self, module: SparseLinear, prefix: str, own: dict[str, Tensor], dense: bool
-    ) -> None:
-        self._module, self._prefix, self._own, self._dense = module, prefix, own, dense
-
-    def __call__(self) -> dict[str, Tensor]:
-        canonical = self._module.canonical()
-        made = {"weight": formats.decompress(canonical)} if self._dense else canonical.tensors()
-        return self._own | {self._prefix + key: t for key, t in made.items()}
+def _unpacked(
+    name: str,
+    module: SparseLinear,
+    own: dict[str, Tensor],
+    dense: bool,
+    rows: list[SavedLayer],
+) -> dict[str, Tensor]:
+    """The tensors of a sparse layer, when its turn has come; adds its row."""
+    canonical = module.canonical()
+    rows.append(SavedLayer.of(name, canonical))
+    made = {"weight": formats.decompress(canonical)} if dense else canonical.tensors()
+    return own | {f"{name}.{key}": t for key, t in made.items()}
 
 
 def _own_tensors(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -188,9 +188,7 @@ def _is_tied(model: nn.Module, key: str, tensor: Tensor, tied: dict[str, str]) -
     return source.data_ptr() == tensor.data_ptr() and source.shape == tensor.shape
 
 
-def _check_reloads(
-    model: nn.Module, config: Any, parts: list[Part], layers: list[SavedLayer]
-) -> None:
+def _check_reloads(model: nn.Module, config: Any, parts: list[Part]) -> None:
     """Raises ValueError unless a model made from the config has the tensors that are written."""
     with torch.device("meta"):
         twin = type(model)(copy.deepcopy(config)).to(model.dtype)
@@ -201,7 +199,7 @@ def _check_reloads(
     }
     resize(twin, parse_structure(getattr(config, "prunekern", None)))
     if hasattr(config, "quantization_config"):
-        swap_in(twin, {row.name: ModuleSpec(row.format, row.shape) for row in layers}, infos)
+        swap_in(twin, specs_of(model), infos)
     wanted = {key: list(t.shape) for key, t in twin.state_dict().items()}
     for key in sorted((infos.keys() | wanted.keys()) - set(tied_keys(twin))):
         says = wanted.get(key, "none")

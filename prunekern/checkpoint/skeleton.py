@@ -38,6 +38,15 @@ class PendingLinear(nn.Module):
         return SparseLinear(canonical, self.bias)
 
 
+def specs_of(model: nn.Module) -> dict[str, ModuleSpec]:
+    """Name -> spec of every sparse layer of a model."""
+    return {
+        name: ModuleSpec(module.kernel, (module.out_features, module.in_features))
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLinear)
+    }
+
+
 def resize(model: nn.Module, structure: Structure) -> None:
     """Gives single decoder layers of a model on meta their own numbers of heads and channels.
 
