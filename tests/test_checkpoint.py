@@ -316,6 +316,15 @@ def test_a_loaded_model_is_as_free_as_the_one_that_was_saved(tmp_path):
     assert load(tmp_path / "model").model.layers[0].mlp.up_proj.kernel == "bitmask"
 
 
+def test_layers_swapped_after_loading_are_saved_by_transformers_too(tmp_path):
+    prunekern.save_pretrained(sparse_llama("csr", targets="q_proj"), tmp_path / "model")
+    again = load(tmp_path / "model")
+    prunekern.replace_linears(again, "bitmask", targets="up_proj")
+    again.save_pretrained(tmp_path / "more")
+    layer = load(tmp_path / "more").model.layers[0]
+    assert (layer.self_attn.q_proj.kernel, layer.mlp.up_proj.kernel) == ("csr", "bitmask")
+
+
 def test_dense_export_needs_nothing_of_ours(tmp_path):
     model = sparse_llama("bitmask", torch.bfloat16)
     prunekern.save_pretrained(model, tmp_path / "dense", dense=True)
