@@ -308,9 +308,13 @@ def test_a_loaded_model_is_as_free_as_the_one_that_was_saved(tmp_path):
     layer = again.model.layers[0]
     assert layer.self_attn.q_proj.bias.grad is not None
     assert layer.input_layernorm.weight.grad is not None
+    with torch.no_grad():
+        layer.self_attn.q_proj.bias.sub_(layer.self_attn.q_proj.bias.grad)
+    trained = layer.self_attn.q_proj.bias
     again.save_pretrained(tmp_path / "by_transformers")
     assert torch.equal(logits(load(tmp_path / "by_transformers")), logits(again.eval()))
     prunekern.restore_linears(again)
+    assert again.model.layers[0].self_attn.q_proj.bias is trained
     prunekern.replace_linears(again, "bitmask", targets="all-linear")
     prunekern.save_pretrained(again, tmp_path / "model")
     assert load(tmp_path / "model").model.layers[0].mlp.up_proj.kernel == "bitmask"

@@ -116,6 +116,15 @@ def test_tensors_that_do_not_fit(folder, case):
         load(folder)
 
 
+def test_an_embedding_that_is_tied_to_nothing(tmp_path):
+    model = tiny_llama(tie_word_embeddings=True)
+    prunekern.replace_linears(model, "csr")
+    prunekern.save_pretrained(model, tmp_path / "model")
+    change_tensors(tmp_path / "model", lambda t: t.pop("model.embed_tokens.weight"))
+    with pytest.raises(ValueError, match="got none for model.embed_tokens.weight, lm_head.weight"):
+        load(tmp_path / "model")
+
+
 @pytest.mark.parametrize("kernel", ["csr", "bitmask"])
 def test_counts_must_agree(folder, kernel):
     folder = folder(kernel)

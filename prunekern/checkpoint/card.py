@@ -41,7 +41,7 @@ def write_card(folder: Path, saved: SavedCheckpoint, config: Any, compare: Any) 
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base) and not Path(base).exists():
         lines += [f"base_model: {base}"]
     lines += ["tags:", f"- {_TAG}", "- sparse", *(f'- "{name}"' for name in formats), "---", ""]
-    lines += [f"# Pruned {config.model_type}", ""]
+    lines += [f"# Pruned {getattr(config, 'model_type', 'model')}", ""]
     lines += _how_to_load(needs_prunekern)
     if saved.layers:
         lines += ["## What was pruned", "", *_table(saved, needs_prunekern), ""]

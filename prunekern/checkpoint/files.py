@@ -133,11 +133,12 @@ def read_folder(folder: Path) -> dict[str, TensorInfo]:
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:
     def unique(pairs):
-        keys = dict(pairs)
-        if len(keys) < len(pairs):
-            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-            raise ValueError(f"{name}: keys must be unique, got {twice!r} twice")
-        return keys
+        entries: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in entries:
+                raise ValueError(f"{name}: keys must be unique, got {key!r:.200} twice")
+            entries[key] = value
+        return entries
 
     try:
         value = json.loads(data.decode(), object_pairs_hook=unique)

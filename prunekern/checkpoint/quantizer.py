@@ -101,6 +101,11 @@ class PrunekernQuantizer(HfQuantizer):
     ) -> None:
         if not checkpoint_files:
             raise ValueError("from_pretrained: weights must come from a folder, got a state_dict")
+        if self.quantization_config.modules and getattr(model.config, "distributed_config", None):
+            raise ValueError(
+                "from_pretrained: distributed_config must be None, got one; sparse layers can not be "
+                "cut for tensor parallelism or FSDP"
+            )
         paths = [Path(file) for file in checkpoint_files]
         source = Path(model.config.name_or_path)
         infos = files.read_headers(paths, source if source.is_dir() else paths[0].parent)
@@ -155,20 +160,21 @@ def _check_complete(model: nn.Module, infos: Mapping[str, files.TensorInfo]) -> 
     same_class = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
     whole = same_class or not hasattr(model, prefix[:-1])
     tied = tied_keys(model)
-    partners = set(tied) | set(tied.values())
+    same = {source: {source} for source in tied.values()}
+    for key, source in tied.items():
+        same[source].add(key)
     missing = [
         key
         for key in model.state_dict()
         if (whole or key.startswith(prefix))
-        and key not in partners
-        and not any(name in infos for name in alike(key, prefix))
+        and not any(
+            name in infos
+            for twin in same.get(tied.get(key, key), {key})
+            for name in alike(twin, prefix)
+        )
     ]
     if missing:
         raise ValueError(
             f"from_pretrained: the file must hold every tensor of {type(model).__name__}, "
             f"got none for {', '.join(missing[:5])}" + (" and more" if len(missing) > 5 else "")
-        )
-    if tied and not any(name in infos for key in partners for name in alike(key, prefix)):
-        raise ValueError(
-            f"from_pretrained: the file must hold one of {', '.join(sorted(partners))}"
         )

@@ -74,7 +74,7 @@ def resize(model: nn.Module, structure: Structure) -> None:
         for projection in (attention.k_proj, attention.v_proj):
             _resize_linear(projection, out_features=groups * head_dim)
         _resize_linear(attention.o_proj, in_features=query * head_dim)
-        set_heads(attention, query, groups)
+        _set_heads(attention, query, groups)
     for i, width in structure.channels.items():
         mlp = _child(layers[i], i, "mlp", ("gate_proj", "up_proj", "down_proj"))
         _resize_linear(mlp.gate_proj, out_features=width)
@@ -84,7 +84,7 @@ def resize(model: nn.Module, structure: Structure) -> None:
             mlp.intermediate_size = width
 
 
-def set_heads(attention: nn.Module, query: int, groups: int) -> None:
+def _set_heads(attention: nn.Module, query: int, groups: int) -> None:
     """The numbers that an attention module computes with, under the names that it has."""
     attention.num_key_value_groups = query // groups
     for name, value in (
