@@ -121,7 +121,7 @@ def test_an_embedding_that_is_tied_to_nothing(tmp_path):
     prunekern.replace_linears(model, "csr")
     prunekern.save_pretrained(model, tmp_path / "model")
     change_tensors(tmp_path / "model", lambda t: t.pop("model.embed_tokens.weight"))
-    with pytest.raises(ValueError, match="got none for model.embed_tokens.weight, lm_head.weight"):
+    with pytest.raises(ValueError, match=r"got none for model.embed_tokens.weight, lm_head.weight"):
         load(tmp_path / "model")
 
 

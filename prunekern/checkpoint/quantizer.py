@@ -103,8 +103,8 @@ class PrunekernQuantizer(HfQuantizer):
             raise ValueError("from_pretrained: weights must come from a folder, got a state_dict")
         if self.quantization_config.modules and getattr(model.config, "distributed_config", None):
             raise ValueError(
-                "from_pretrained: distributed_config must be None, got one; sparse layers can not be "
-                "cut for tensor parallelism or FSDP"
+                "from_pretrained: distributed_config must be None, got one; sparse layers can not "
+                "be cut for tensor parallelism or FSDP"
             )
         paths = [Path(file) for file in checkpoint_files]
         source = Path(model.config.name_or_path)
