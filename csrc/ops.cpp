@@ -1,5 +1,5 @@
 // Every op of the package: schemas on one screen, then what checks and launches them on the CPU.
-// What does so on a GPU: ops_cuda.cpp.
+// What does so on a GPU: ops_cuda_<format>.cpp.
 // Built against torch's stable ABI, so that one build serves many versions of torch.
 //
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
