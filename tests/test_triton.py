@@ -45,23 +45,23 @@ def test_plans_cover_k_once_and_fit_the_chip(chip, size):
     for M in (1, 8, 9, 16, 17, 33, 500):
         for N, K in ((1, 64), (576, 576), (4096, 4096), (1024, 14336), (50000, 4096)):
             p = plan(M, N, K, size, chip)
-            assert (p.SPLIT_K - 1) * p.part_k < K <= p.SPLIT_K * p.part_k
-            assert p.part_k % p.BLOCK_K == 0 and K % p.BLOCK_K == 0
+            steps = -(-K // p.BLOCK_K)
+            steps_of_part = -(-steps // p.SPLIT_K)  # as columns_of_part has it
+            assert (p.SPLIT_K - 1) * steps_of_part < steps and 64 % p.BLOCK_K == 0
             assert 1 <= p.SPLIT_K <= 16 and p.num_warps * chip.warp_size <= 256
             stage = (p.BLOCK_M * p.BLOCK_K + p.BLOCK_N * p.BLOCK_K // 2) * size
             assert stage * p.num_stages <= 64 * 1024  # the LDS of AMD's; NVIDIA's have more
 
 
-def test_tiles_to_measure_divide_the_parts_of_k(triton):
+@pytest.mark.parametrize("K", [4096, 4000, 576])
+def test_measured_tiles_of_2_4_divide_its_rows(triton, K):
     from prunekern._triton.blocks import tuned
-    from prunekern._triton.sparse24 import sparse24_linear_kernel
+    from prunekern._triton.sparse24 import sparse24_linear_kernel, tried
 
-    tuner = tuned(sparse24_linear_kernel)
-    assert tuner is tuned(sparse24_linear_kernel) and tuner.cache_results
-    for columns, tiles in ((4096, {64, 128}), (576, {64})):
-        arguments = {"row_pairs": columns // 4, "part_k": columns}
-        fitting = tuner.early_config_prune(tuner.configs, arguments)
-        assert {config.kwargs["BLOCK_K"] for config in fitting} == tiles
+    tuner = tuned(sparse24_linear_kernel, tried(K))
+    assert tuner is tuned(sparse24_linear_kernel, tried(K)) and tuner.cache_results
+    found = {config.kwargs["BLOCK_K"] for config in tuner.configs}
+    assert found == ({64, 128} if K == 4096 else {64})
 
 
 def test_decode_splits_k_until_the_chip_is_full():
