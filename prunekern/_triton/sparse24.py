@@ -1,27 +1,30 @@
 """y[M,N] = x[M,K] W[N,K]^T + bias with W 2:4, in Triton, and W's conversions.
 
-The layout "triton" of W (layouts.py) has rows of whole tiles and metadata ordered by chunk, so that
+The layout "triton" of W (layouts) has rows of whole tiles and metadata ordered by chunk, so that
 a tile of BLOCK_N rows and BLOCK_K columns is read in whole sectors:
 
               BLOCK_K columns, BLOCK_K / 4 groups               chunk of 32 columns
     values n  a b | c d | e f | ...   BLOCK_K / 2 kept      meta  c   word of n, n + 1, n + 2, ...
          n+1  g h | i j | ...                                  c+1    word of n, n + 1, n + 2, ...
 
-    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b
+    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b   two permutations of bytes
                    y^T[BLOCK_N, BLOCK_M] += W tile [BLOCK_N, BLOCK_K] x^T tile [BLOCK_K, BLOCK_M]
 
 W is the first operand of the product: its rows lie along the longer side of an mma (16), tokens
 along the shorter (8).
 
 Limit: bytes of W, 1.125 a weight at 16 bits, each read once, for few tokens; above some tens the
-dense product's arithmetic, 2 M N K. Issue: 180 instructions of a warp for 1024 weights (sm_80), of
-the 917 that a T4 has time for while it reads them, the 172 of an A100; two thirds of them expand
-pairs. At one token plain FMAs would need the expansion as well, and 64 more to convert and add.
+dense product's arithmetic, 2 M N K. Issue: 106 instructions of a warp for 1024 weights (the loop on
+sm_80), of the 917 that a T4 has time for while it reads them, the 172 of an A100; 44 of them expand
+pairs. Shifts and masks, which other chips expand by, make it 186. At one token plain FMAs would need
+the expansion as well, and 64 more to convert and add.
 
-Triton has no sparse dot. Its inline PTX is elementwise, on layouts that the compiler is free to
-choose, where mma.sp wants its own in each lane. Gluon pins layouts, but what it would give runs
-neither on AMD's GPUs nor below 8.0 nor in the interpreter, and where mma.sp exists the CUDA kernels
-stand before these ("sm80"). So decode gains what the bytes give, prefill nothing.
+Triton has no sparse dot, and its inline PTX is elementwise, on layouts that the compiler is free to
+choose. Gluon's `inline_asm` (Triton 3.9) can: it hands a lane's registers over in the order of a
+linear layout, and one mma.sp m16n8k32 on layouts of its fragments, tried in the emulator, was
+right. It is not taken: it runs neither on AMD's GPUs nor below 8.0 nor in the interpreter, and
+where mma.sp exists the CUDA kernels stand before these ("sm80"). So decode gains what the bytes
+give, prefill nothing.
 """
 
 from __future__ import annotations
@@ -81,11 +84,11 @@ def _permute(a, b, selector):
 
 @triton.jit
 def _permuted(pair, words, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """(left, right) of _expand, 5.5 instructions a group where selection takes 15.
+    """(left, right) of _expand: an instruction each, and 3.5 a group for what selects the bytes.
 
-    words   a nibble a group, bits & 7 as the fourth follows from three
-    e0 .. 3 four groups' bytes at once, by one look-up an element
-    both    e0 and e1, or e2 and e3, of one group: what picks left, or right, from its pair
+    codes   a nibble a group, bits & 7, as the fourth bit follows from three
+    e0 - e3 a byte a group, four of them by one look-up: what element 0, 1, 2 or 3 is
+    both    of a group e0 and e1, or e2 and e3: what selects its left, or right, from its pair
     """
     codes = (words & 0x77777777)[:, :, None] >> (16 * tl.arange(0, 2))
     e0 = _permute(_TABLES[0], _TABLES[1], codes)[:, :, :, None]
