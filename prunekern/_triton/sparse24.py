@@ -7,17 +7,17 @@ a tile of BLOCK_N rows and BLOCK_K columns is read in whole sectors:
     values n  a b | c d | e f | ...   BLOCK_K / 2 kept      meta  c   word of n, n + 1, n + 2, ...
          n+1  g h | i j | ...                                  c+1    word of n, n + 1, n + 2, ...
 
-    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b   two permutations of bytes
+    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b, two permutations
                    y^T[BLOCK_N, BLOCK_M] += W tile [BLOCK_N, BLOCK_K] x^T tile [BLOCK_K, BLOCK_M]
 
 W is the first operand of the product: its rows lie along the longer side of an mma (16), tokens
 along the shorter (8).
 
 Limit: bytes of W, 1.125 a weight at 16 bits, each read once, for few tokens; above some tens the
-dense product's arithmetic, 2 M N K. Issue: 106 instructions of a warp for 1024 weights (the loop on
-sm_80), of the 917 that a T4 has time for while it reads them, the 172 of an A100; 44 of them expand
-pairs. Shifts and masks, which other chips expand by, make it 186. At one token plain FMAs would need
-the expansion as well, and 64 more to convert and add.
+dense product's arithmetic, 2 M N K. Issue: 106 instructions of a warp for 1024 weights (the loop
+on sm_80), of the 917 that a T4 has time for while it reads them, the 172 of an A100; 44 of them
+expand pairs. Shifts and masks, which other chips expand by, make it 186. At one token plain FMAs
+would need the expansion as well, and 64 more to convert and add.
 
 Triton has no sparse dot, and its inline PTX is elementwise, on layouts that the compiler is free to
 choose. Gluon's `inline_asm` (Triton 3.9) can: it hands a lane's registers over in the order of a
