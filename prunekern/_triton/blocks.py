@@ -52,7 +52,7 @@ def tile_of(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.c
 
 @triton.jit
 def columns_of_part(K, BLOCK_K: tl.constexpr):
-    """(first, end) of the columns that a program has of K: whole tiles, the same for all parts."""
+    """(first, end) of the columns of a program's part of K: as many tiles for all but the last."""
     size = tl.cdiv(tl.cdiv(K, BLOCK_K), tl.num_programs(1)) * BLOCK_K
     first = tl.program_id(1) * size
     return first, tl.minimum(first + size, K)
