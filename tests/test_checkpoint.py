@@ -210,6 +210,7 @@ def test_no_dense_weight_is_made_on_the_way(tmp_path, monkeypatch, kernel):
     assert mode.found  # it does find one
 
 
+@pytest.mark.slow
 def test_loading_needs_less_memory_than_dense(tmp_path):
     """Of a process of its own, mapped files included, at 90 % zeros."""
     sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8}
