@@ -230,6 +230,7 @@ def test_ways_out_of_the_folder(folder, tmp_path, name):
 
 def test_links_of_the_cache_are_followed(folder, tmp_path):
     source = folder("csr-shards")
+    (source / "tokenizer.json").write_text("{}")
     snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -238,6 +239,8 @@ def test_links_of_the_cache_are_followed(folder, tmp_path):
         (snapshot / path.name).symlink_to(f"../../blobs/{i}")
     assert load(snapshot).model.layers[0].mlp.up_proj.kernel == "csr"
     assert len(read_folder(snapshot)) > 40
+    prunekern.convert(snapshot, tmp_path / "dense", "dense")
+    assert (tmp_path / "dense" / "tokenizer.json").read_text() == "{}"
 
 
 def test_a_tensor_in_two_files(folder):
@@ -300,6 +303,10 @@ def test_json_files(tmp_path):
             read_json(path)
     with pytest.raises(ValueError, match="must be a file"):
         read_json(tmp_path / "none.json")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "config.json").symlink_to(path)
+    with pytest.raises(ValueError, match="must lie in the folder of the checkpoint"):
+        read_json(tmp_path / "sub" / "config.json")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor
 from prunekern import formats
 from prunekern.checkpoint import legacy
 from prunekern.checkpoint.card import CARD, write_card
-from prunekern.checkpoint.files import CONFIG, INDEX, TensorInfo, read_folder, read_json
+from prunekern.checkpoint.files import CONFIG, INDEX, TensorInfo, is_inside, read_folder, read_json
 from prunekern.checkpoint.folder import replaced
 from prunekern.checkpoint.report import SavedCheckpoint, SavedLayer
 from prunekern.checkpoint.schema import (
@@ -189,6 +189,6 @@ def _read(name: str, infos: Mapping[str, TensorInfo]) -> Tensor:
 def _copy_texts(source: Path, target: Path) -> None:
     for path in source.iterdir():
         wanted = path.suffix in _SUFFIXES or path.stem in _NAMES
-        if not wanted or path.is_symlink() or not path.is_file() or path.name in (CONFIG, INDEX):
-            continue
-        shutil.copyfile(path, target / path.name)
+        if wanted and path.is_file() and is_inside(path, source):
+            if path.name not in (CONFIG, INDEX):
+                shutil.copyfile(path, target / path.name)

@@ -69,9 +69,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, no key twice.
 
     Raises:
-        ValueError: It is missing, too large, not JSON, not an object or names a key twice.
+        ValueError: It is missing, a link out of its folder, too large, not JSON, not an object or
+            names a key twice.
     """
-    _check_regular(path)
+    _check_place(path, path.parent)
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path.name}: size must be at most {_MAX_JSON_BYTES} bytes, got {size}")
@@ -91,7 +92,9 @@ def read_headers(paths: Iterable[Path], folder: Path) -> dict[str, TensorInfo]:
     """
     found: dict[str, TensorInfo] = {}
     for path in paths:
-        _check_inside(path, folder)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path.name}: weights must be in safetensors files, got {path}")
+        _check_place(path, folder)
         for name, info in _read_header(path).items():
             if name in found:
                 raise ValueError(
@@ -149,18 +152,11 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def _check_regular(path: Path) -> None:
-    if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path.name}: must be a file, got {path}")
-
-
-def _check_inside(path: Path, folder: Path) -> None:
-    """Refuses ways out of the folder: "..", absolute names, links.
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path stays in the folder, whatever "..", absolute names and links it is made of.
 
     Links into `blobs` beside `snapshots` are how the cache of Hugging Face keeps files.
     """
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name}: weights must be in safetensors files, got {path}")
     real = path.resolve()
     allowed = [folder.resolve()]
     allowed += [
@@ -168,9 +164,16 @@ def _check_inside(path: Path, folder: Path) -> None:
         for parent in folder.absolute().parents
         if parent.name == "snapshots"
     ]
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise ValueError(f"{path.name}: must lie in the folder of the checkpoint, got {real}")
-    _check_regular(path)
+    return any(real.is_relative_to(place) for place in allowed)
+
+
+def _check_place(path: Path, folder: Path) -> None:
+    if not is_inside(path, folder):
+        raise ValueError(
+            f"{path.name}: must lie in the folder of the checkpoint, got {path.resolve()}"
+        )
+    if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path.name}: must be a file, got {path}")
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
