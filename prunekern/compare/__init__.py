@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunekern import ops
 from prunekern.compare import measure
 from prunekern.compare.report import CompareResult
-from prunekern.compare.text import read_text, token_windows
+from prunekern.compare.text import calibration_windows, read_text, token_windows
 from prunekern.compare.variants import DENSE, Variant, variants_for
 from prunekern.compare.worker import Job, Worker, check_targets
 from prunekern.hardware import hardware
@@ -46,6 +46,7 @@ def compare(
     text: str | Path | None = None,
     out: str | Path = "results",
     rounds: int = ROUNDS,
+    structured: float = 0.0,
 ) -> CompareResult:
     """Prunes a model in several ways and measures each: the main job of this package.
 
@@ -65,6 +66,9 @@ def compare(
         text: File to measure perplexity on, Python's own documentation by default.
         out: Folder for compare.json, compare.md and compare.html.
         rounds: Of speed measurements.
+        structured: Share of heads and of MLP channels that are really removed, each in a row of its
+            own: by activation and refitted, on the first windows of the text. In [0, 1); 0 for no
+            such rows.
 
     Returns:
         Rows, environment and verdict, as written.
@@ -75,7 +79,7 @@ def compare(
     console = Console(stderr=True)
     dtypes = [dtype] if isinstance(dtype, str) else list(dtype)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    variants = variants_for(patterns, sparsity, dtypes)
+    variants = variants_for(patterns, sparsity, dtypes, structured)
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1 or rounds < 1:
         raise ValueError(f"compare: threads and rounds must be at least 1, got {threads}, {rounds}")
@@ -85,11 +89,15 @@ def compare(
     with tempfile.TemporaryDirectory(dir=out, prefix=".compare-") as scratch:
         folder, name = _model_folder(model, tokenizer, Path(scratch), console)
         loaded_tokenizer = _check_model(folder, targets)
-        windows = token_windows(loaded_tokenizer, read_text(text))
+        words = read_text(text)
+        windows = token_windows(loaded_tokenizer, words)
+        calibration = calibration_windows(loaded_tokenizer, words) if structured else None
         targets = targets if isinstance(targets, str) else tuple(targets)
-        jobs = [Job(folder, v, targets, threads, windows, scratch) for v in variants]
+        jobs = [Job(folder, v, targets, threads, windows, calibration, scratch) for v in variants]
         rows = _measure(jobs, windows, rounds, folder, console)
     environment = _environment(name, threads, windows, text, rounds)
+    if calibration is not None:
+        environment["calibration_windows"] = len(calibration)
     result = CompareResult(rows, environment)
     result.write(out)
     return result
@@ -215,7 +223,7 @@ def _row(job: Job, rows: dict[Variant, dict[str, Any]], windows: Tensor) -> dict
         pairs = zip(mine["rounds"], dense["rounds"], strict=True)
         return statistics.median(b["layer_ms"][tokens] / r["layer_ms"][tokens] for r, b in pairs)
 
-    tokens = measure.LAYER_TOKENS
+    tokens = mine["rounds"][0]["layer_ms"]
     return {
         "variant": variant.name,
         "pattern": variant.pattern,
@@ -232,7 +240,7 @@ def _row(job: Job, rows: dict[Variant, dict[str, Any]], windows: Tensor) -> dict
             **{key: ratio(key, dense) for key in speeds},
             **{f"layer_m{t}": layer_ratio(t) for t in tokens},
             "pruned_weight_bytes": mine["loaded"]["pruned_weight_bytes"]
-            / dense["loaded"]["pruned_weight_bytes"],
+            / mine["loaded"]["dense_weight_bytes"],
             "model_weight_bytes": mine["loaded"]["model_weight_bytes"]
             / dense["loaded"]["model_weight_bytes"],
         },
