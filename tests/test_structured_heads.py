@@ -61,6 +61,20 @@ def test_uniform_removal_reloads_plainly_and_generates(family, unit, tmp_path):
     assert static.shape == (2, 16)
 
 
+def test_head_dim_that_followed_from_width_and_heads_becomes_explicit(tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=128, hidden_size=96, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=8,
+    )  # fmt: skip
+    model, ids = Qwen2ForCausalLM(config).eval(), tokens()
+    prunekern.remove_heads(model, n=2)
+    again = reloaded(model, tmp_path)
+    assert again.config.head_dim == 12
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
 def test_32_heads_to_24_at_a_width_that_24_does_not_divide(tmp_path):
     model, ids = (
         make("llama", hidden_size=128, num_attention_heads=32, num_key_value_heads=32),
@@ -151,6 +165,25 @@ def test_query_heads_of_a_group_compete_with_each_other_only():
     assert head_counts(layer) == (4, 4) and torch.equal(layer.self_attn.k_proj.weight, old)
     norms = layer.self_attn.q_proj.weight.view(4, -1).norm(dim=1)
     assert (norms[:2] < 0.1 * norms[2:].min()).all()
+
+
+def test_gradient_scores_are_those_of_head_masks_added_over_batches():
+    """|sum over the head's columns|, batch by batch: neither a sum of moduli nor one of sums."""
+    from prunekern.structured.heads import _request
+    from prunekern.structured.units import _gradient_scores
+
+    model, batches = make("llama"), [tokens(1), tokens(1)]
+    expected = torch.zeros(8)
+    for ids in batches:
+        mask = torch.ones(8, requires_grad=True)
+        handle = model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(
+            lambda _m, args, mask=mask: (args[0] * mask.repeat_interleave(16),)
+        )
+        expected += torch.autograd.grad(model(ids, labels=ids).loss, mask)[0].abs()
+        handle.remove()
+    request = _request(model.model.layers[1], whole=False, keep=4)
+    scores = _gradient_scores(model, {1: request}, batches)[1]
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_gradient_scores_are_the_derivative_of_a_head_mask():
