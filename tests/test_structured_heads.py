@@ -94,15 +94,20 @@ def test_32_heads_to_24_at_a_width_that_24_does_not_divide(tmp_path):
     )
 
 
-def test_becoming_mistral_changes_no_bit():
+@pytest.mark.parametrize("family", ["llama", "llama_tied"])
+def test_becoming_mistral_changes_no_bit(family, tmp_path):
     from prunekern.structured.config import _become_mistral
 
-    model, ids = make("llama"), tokens()
+    scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    model, ids = make(family, rope_parameters=scaled), tokens(length=100)
     expected = logits(model, ids)
     _become_mistral(model)
     assert type(model).__name__ == "MistralForCausalLM"
     assert not any("Llama" in type(m).__name__ for m in model.modules())
     assert torch.equal(logits(model, ids), expected)
+    again = reloaded(model, tmp_path)
+    assert type(again) is type(model) and torch.equal(logits(again, ids), expected)
 
 
 def test_biases_keep_llama_and_note_the_counts():

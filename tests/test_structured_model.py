@@ -156,6 +156,26 @@ def test_bad_arguments_leave_the_model_alone(function, arguments, message):
     assert untouched(model, before, config)
 
 
+@pytest.mark.parametrize("function", ["remove_layers", "remove_hidden"])
+def test_activations_that_are_no_numbers_are_refused(function):
+    model = make("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 5] = float("inf")
+    before, config = state(model), model.config.to_dict()
+    arguments = {"n": 1} if function == "remove_layers" else {"n": 32, "by": "activation"}
+    with pytest.raises(ValueError, match=f"{function}: .* finite"):
+        getattr(prunekern, function)(model, calibration=tokens(), **arguments)
+    assert untouched(model, before, config)
+
+
+def test_models_spread_over_devices_are_refused():
+    accelerate = pytest.importorskip("accelerate")
+    model = make("llama")
+    accelerate.hooks.add_hook_to_module(model.model.layers[0], accelerate.hooks.ModelHook())
+    with pytest.raises(ValueError, match=r"got model\.layers\.0 moved about by accelerate"):
+        prunekern.remove_layers(model, layers=[1])
+
+
 def test_width_that_no_config_would_take_is_refused():
     model = make("llama_bias")
     before, config = state(model), model.config.to_dict()

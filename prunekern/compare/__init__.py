@@ -25,6 +25,7 @@ from prunekern.compare.text import calibration_windows, read_text, token_windows
 from prunekern.compare.variants import DENSE, Variant, variants_for
 from prunekern.compare.worker import Job, Worker, check_targets
 from prunekern.hardware import hardware
+from prunekern.structured.model import check_family
 from prunekern.targets import DEFAULT_TARGETS
 
 __all__ = ["CompareResult", "compare"]
@@ -88,7 +89,7 @@ def compare(
 
     with tempfile.TemporaryDirectory(dir=out, prefix=".compare-") as scratch:
         folder, name = _model_folder(model, tokenizer, Path(scratch), console)
-        loaded_tokenizer = _check_model(folder, targets)
+        loaded_tokenizer = _check_model(folder, targets, structured > 0)
         words = read_text(text)
         windows = token_windows(loaded_tokenizer, words)
         calibration = calibration_windows(loaded_tokenizer, words) if structured else None
@@ -121,8 +122,8 @@ def _model_folder(
     return str(model), str(model)
 
 
-def _check_model(folder: str, targets: Sequence[str] | str) -> Any:
-    """The tokenizer; refuses a model that is not there and targets that match nothing."""
+def _check_model(folder: str, targets: Sequence[str] | str, structured: bool) -> Any:
+    """The tokenizer; refuses a model that is not there or not of use, and unmatched targets."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -137,6 +138,8 @@ def _check_model(folder: str, targets: Sequence[str] | str) -> Any:
             f"tokenizer, got {folder}: {first_line}"
         ) from None
     check_targets(skeleton, targets)
+    if structured:
+        check_family(skeleton, "compare")
     return tokenizer
 
 

@@ -45,7 +45,8 @@ def least_squares(
     inner.diagonal().add_(ridge)
     lost = w[:, gone] @ gram[gone][:, keep]
     refit = w[:, keep] + torch.cholesky_solve(lost.t(), torch.linalg.cholesky(inner)).t()
-    return refit.to(weight.dtype), shifted_bias(weight, bias, moments, keep, refit)
+    new_bias = shifted_bias(weight, bias, moments, keep, refit)
+    return refit.to(weight.dtype).contiguous(), new_bias
 
 
 def shifted_bias(

@@ -83,6 +83,8 @@ def remove_hidden(
     energies = [_energy(weights) for weights in _weights(model)]
     with evaluating(model):
         scores = _activation_scores(model, batches) if by == "activation" else _sum(energies)
+        if not torch.isfinite(scores).all():
+            raise ValueError(f"{who}: hidden channels must have finite scores, got NaN or infinity")
         order = scores.argsort(descending=True, stable=True)
         keep = order[:kept].sort().values
         factors = _norm_factors(model, keep, batches)

@@ -55,9 +55,10 @@ def remove_layers(
     sizes = [parameter_count(layer) for layer in old]
     parts = tuple(RemovedPart(i, "1 layer", "0", sizes[i], 0, 0.0) for i in gone)
     keep = [i for i in range(len(old)) if i not in gone]
-    model.model.layers = nn.ModuleList([old[i] for i in keep]).train(old.training)
+    for i in reversed(gone):
+        del old[i]
     # The cache has a place for each layer and asks for it by this number.
-    for place, layer in enumerate(model.model.layers):
+    for place, layer in enumerate(old):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = place
@@ -71,10 +72,13 @@ def remove_layers(
 
 def _least_changing(model: nn.Module, n: int, by: str, batches: list[Tensor]) -> list[int]:
     """Layers that go, ascending; among equal ones the earlier stay."""
+    cosines = _cosines(model, n if by == "block" else 1, batches)
+    if not torch.isfinite(cosines).all():
+        raise ValueError("remove_layers: hidden states must be finite, got NaN or infinity")
     if by == "block":
-        first = int(_cosines(model, n, batches).argmax())
+        first = int(cosines.argmax())
         return list(range(first, first + n))
-    order = _cosines(model, 1, batches).flip(0).argsort(descending=True, stable=True)
+    order = cosines.flip(0).argsort(descending=True, stable=True)
     return sorted((len(order) - 1 - order[:n]).tolist())
 
 

@@ -16,19 +16,30 @@ ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def check_model(model: nn.Module, who: str) -> nn.ModuleList:
-    """The decoder layers of a model whose parts may be removed.
-
-    Raises:
-        ValueError: Another kind of model, or layers that are not plain, finite nn.Linear.
-    """
+def check_family(model: nn.Module, who: str) -> None:
+    """Raises ValueError unless parts of this kind of model can be removed."""
     family = getattr(getattr(model, "config", None), "model_type", None)
     if family not in FAMILIES or not type(model).__name__.endswith("ForCausalLM"):
         raise ValueError(
             f"{who}: model must be a causal language model of transformers, one of "
             f"{', '.join(FAMILIES)}, got {type(model).__name__}"
         )
+
+
+def check_model(model: nn.Module, who: str) -> nn.ModuleList:
+    """The decoder layers of a model whose parts may be removed.
+
+    Raises:
+        ValueError: Another kind of model, spread over devices, or layers that are not plain, finite
+            nn.Linear.
+    """
+    check_family(model, who)
     for name, module in model.named_modules():
+        if hasattr(module, "_hf_hook"):
+            raise ValueError(
+                f"{who}: model must be on one device, got {name or 'one'} moved about by "
+                "accelerate; load it without device_map"
+            )
         if isinstance(module, SparseLinear):
             raise ValueError(
                 f"{who}: {name} must be dense, got a SparseLinear ({module.kernel}); "

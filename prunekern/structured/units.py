@@ -59,14 +59,16 @@ class Cut:
     Attributes:
         rows: Linear -> rows that stay.
         reader: The Linear that loses columns.
-        weight: Its new weight.
-        bias: Its new bias, or None.
+        columns: Those of its columns that stay.
+        weight: Its refitted weight, or None where the columns stay as they are.
+        bias: Its bias from now on, or None.
         energy_kept: Share of the sum of squares of all these Linears' weights, before refitting.
     """
 
     rows: dict[str, Tensor]
     reader: str
-    weight: Tensor
+    columns: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     energy_kept: float
 
@@ -139,14 +141,16 @@ def apply_cut(layer: nn.Module, cut: Cut) -> None:
         linear = layer.get_submodule(name)
         bias = None if linear.bias is None else linear.bias[rows]
         set_linear(linear, linear.weight[rows], bias)
-    set_linear(layer.get_submodule(cut.reader), cut.weight, cut.bias)
+    reader = layer.get_submodule(cut.reader)
+    weight = reader.weight[:, cut.columns] if cut.weight is None else cut.weight
+    set_linear(reader, weight, cut.bias)
 
 
 def set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
     """Gives a Linear other parameters and sizes; the module stays, its hooks with it."""
-    linear.weight = nn.Parameter(weight.detach().clone(), linear.weight.requires_grad)
+    linear.weight = nn.Parameter(weight.detach(), linear.weight.requires_grad)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), linear.bias.requires_grad)
+        linear.bias = nn.Parameter(bias.detach(), linear.bias.requires_grad)
     linear.out_features, linear.in_features = weight.shape
 
 
@@ -228,13 +232,13 @@ def _cut(
 ) -> Cut:
     reader = layer.get_submodule(request.reader)
     columns = request.columns[keep].flatten()
-    weight, bias = reader.weight[:, columns], reader.bias
+    weight, bias = None, reader.bias
     if compensate == "least_squares":
         weight, bias = least_squares(reader.weight, reader.bias, moments, columns)
     elif compensate == "bias":
-        bias = shifted_bias(reader.weight, reader.bias, moments, columns, weight)
+        bias = shifted_bias(reader.weight, reader.bias, moments, columns, reader.weight[:, columns])
     energies = _energies(layer, request).double()
     total = energies.sum()
     share = (energies[keep].sum() / total).item() if total > 0 else 1.0
     rows = {name: all_rows[keep].flatten() for name, all_rows in request.rows.items()}
-    return Cut(rows, request.reader, weight.detach(), bias, share)
+    return Cut(rows, request.reader, columns, weight, bias, share)
