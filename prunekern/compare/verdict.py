@@ -40,7 +40,7 @@ def _for_dtype(rows: list[dict[str, Any]], dtype: str) -> list[str]:
             sentences.append(
                 f"{dtype}: with {row['sparsity']:.0%} of {_REMOVED_FROM[row['pattern']]} removed "
                 f"the model decodes at {_times(row, 'decode_tokens_per_s')} of dense and prefills "
-                f"at {_times(row, 'prefill_tokens_per_s')} on any hardware's dense kernels, with "
+                f"at {_times(row, 'prefill_tokens_per_s')}, by dense kernels alone, with "
                 f"{row['ratio_to_dense']['model_weight_bytes']:.0%} of its bytes and a perplexity "
                 f"of {_ppl(row)}."
             )
