@@ -95,7 +95,8 @@ def remove_hidden(
         before = parameter_count(layer)
         _narrow_layer(layer, keep)
         energy = energies[i].double()
-        share = (energy[keep].sum() / energy.sum()).item()
+        whole = energy.sum()
+        share = (energy[keep].sum() / whole).item() if whole > 0 else 1.0
         after = parameter_count(layer)
         parts.append(RemovedPart(i, f"width {width}", f"width {kept}", before, after, share))
     _narrow_embeddings(model, keep)
