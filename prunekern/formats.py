@@ -258,8 +258,8 @@ def tensor_specs(
     if kernel == "bitmask":
         return values | {"bitmask": (torch.uint8, [N, -(-K // 8)])}
     return values | {
-        "col_indices": (torch.uint16 if K <= _UINT16_COLUMNS else torch.int32, [nnz]),
-        "crow_indices": (torch.int32 if nnz < _INT32_VALUES else torch.int64, [N + 1]),
+        "col_indices": (column_type(K), [nnz]),
+        "crow_indices": (row_pointer_type(nnz), [N + 1]),
     }
 
 
@@ -403,6 +403,16 @@ def _kept(weight: Tensor) -> Tensor:
     return _int_view(weight) != 0
 
 
+def column_type(K: int) -> torch.dtype:
+    """Of the column indices of CSR."""
+    return torch.uint16 if K <= _UINT16_COLUMNS else torch.int32
+
+
+def row_pointer_type(nnz: int) -> torch.dtype:
+    """Of the row pointers of CSR."""
+    return torch.int32 if nnz < _INT32_VALUES else torch.int64
+
+
 def compress_csr(weight: Tensor) -> CSR:
     """Every element whose bits are not +0.0, in rows, with the smallest index types that fit.
 
@@ -419,8 +429,8 @@ def compress_csr(weight: Tensor) -> CSR:
     columns = kept.nonzero()[:, 1]
     return CSR(
         values=values,
-        col_indices=columns.to(torch.uint16 if K <= _UINT16_COLUMNS else torch.int32),
-        crow_indices=crow.to(torch.int32 if values.numel() < _INT32_VALUES else torch.int64),
+        col_indices=columns.to(column_type(K)),
+        crow_indices=crow.to(row_pointer_type(values.numel())),
         shape=(N, K),
     )
 

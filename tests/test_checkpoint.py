@@ -380,6 +380,16 @@ def test_layers_with_their_own_numbers_of_heads_and_channels(tmp_path, kernel):
         torch.testing.assert_close(logits(load(tmp_path / "restored")), wanted)
 
 
+def test_what_structured_pruning_left_comes_back(tmp_path):
+    model = tiny_llama(num_attention_heads=8, num_key_value_heads=4, intermediate_size=128)
+    prunekern.remove_heads(model, heads={0: [0, 1], 1: [2, 3, 4, 5]})
+    prunekern.remove_channels(model, channels={0: range(32), 1: range(64)})
+    assert set(model.config.prunekern) == {"heads", "channels"}
+    prunekern.replace_linears(model, "csr", targets="all-linear")
+    prunekern.save_pretrained(model, tmp_path / "model")
+    assert torch.equal(logits(load(tmp_path / "model")), logits(model))
+
+
 def cut(linear, rows=None, columns=None):
     linear.weight = nn.Parameter(linear.weight[:rows, :columns].clone())
     linear.out_features, linear.in_features = linear.weight.shape
