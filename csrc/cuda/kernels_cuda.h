@@ -36,4 +36,14 @@ cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_prepare_sm90a();
 cudaError_t sparse24_linear_sm90a(const CudaProblem&, const PanelWeight&);
 
+// As cuda/bitmask_fragments.h draws it.
+struct BitmaskPanels {
+    const void* values;
+    const int32_t* bitmask;
+    const int32_t* offsets;
+};
+
+int64_t bitmask_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+cudaError_t bitmask_linear_sm80(const CudaProblem&, const BitmaskPanels&);
+
 }  // namespace prunekern
