@@ -11,7 +11,8 @@ namespace {
 
 using namespace bitmask_fragments;
 
-constexpr int kWarps = kDecodeWarps, kThreads = kWarps * kLanes;
+constexpr int kTileTokens = kBitmaskTileTokens;
+constexpr int kWarps = kBitmaskDecodeWarps, kThreads = kWarps * kLanes;
 
 struct Decode {
     const char* values;
@@ -166,7 +167,7 @@ struct Warp {
 };
 
 template <class Element, int kTokenTiles>
-__global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, kBitmaskDecodeBlocksPerSm)
     bitmask_decode_sm80_kernel(const __grid_constant__ Decode p) {
     using W = Warp<Element, kTokenTiles>;
     constexpr int kSums = kTiles * kTokenTiles;

@@ -17,7 +17,8 @@ int64_t bitmask_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
 template <class Element>
 static cudaError_t linear(const CudaProblem& problem, const BitmaskPanels& weight) {
     const BitmaskPlan plan = bitmask_plan(problem.M, problem.N, problem.K, problem.sms);
-    return bitmask_decode_sm80<Element>(problem, weight, plan);
+    return plan.decode ? bitmask_decode_sm80<Element>(problem, weight, plan)
+                       : bitmask_prefill_sm80<Element>(problem, weight, plan);
 }
 
 cudaError_t bitmask_linear_sm80(const CudaProblem& problem, const BitmaskPanels& weight) {

@@ -43,7 +43,9 @@ struct BitmaskPanels {
     const int32_t* offsets;
 };
 
+// As for 2:4; prepare once a device, before its first launch.
 int64_t bitmask_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+cudaError_t bitmask_prepare_sm80();
 cudaError_t bitmask_linear_sm80(const CudaProblem&, const BitmaskPanels&);
 
 }  // namespace prunekern

@@ -87,6 +87,15 @@ __device__ __forceinline__ void copy_streaming_if(uint32_t to, const void* from,
                  : "memory");
 }
 
+// The same for what other blocks read as well.
+template <int kTo, int kFrom, int kIndex>
+__device__ __forceinline__ void copy_if(uint32_t to, const void* from, int left) {
+    asm volatile("{\n.reg .pred exists;\nsetp.gt.s32 exists, %2, %5;\n"
+                 "@exists cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16;\n}" ::"r"(to),
+                 "l"(from), "r"(left), "n"(kTo), "n"(kFrom), "n"(kIndex)
+                 : "memory");
+}
+
 // cp.async.cg: 16 bytes from global to shared memory, of which the first `bytes` are read and the
 // rest zero.
 template <int kTo, int kFrom>
@@ -110,6 +119,17 @@ __device__ __forceinline__ uint32_t load_half(uint32_t p) {
     uint32_t v;
     asm volatile("ld.shared.u16 %0, [%1 + %2];"
                  : "=r"(v)
+                 : "r"(p), "n"(kOffset)
+                 : "memory");
+    return v;
+}
+
+// ld.shared: the 16 bytes at p + kOffset.
+template <int kOffset>
+__device__ __forceinline__ uint4 load_quad(uint32_t p) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(p), "n"(kOffset)
                  : "memory");
     return v;
