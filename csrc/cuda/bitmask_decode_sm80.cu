@@ -1,8 +1,9 @@
 // y[M,N] = x[M,K] W[N,K]^T + bias for few tokens, M <= 16, W a bitmask in panels
 // (bitmask_fragments.h).
+#include "bitmask_arguments.h"
 #include "bitmask_expand.cuh"
-#include "bitmask_sm80.h"
 #include "combine.cuh"
+#include "launch.h"
 #include "output.cuh"
 #include "ptx.cuh"
 
@@ -13,18 +14,6 @@ using namespace bitmask_fragments;
 
 constexpr int kTileTokens = kBitmaskTileTokens;
 constexpr int kWarps = kBitmaskDecodeWarps, kThreads = kWarps * kLanes;
-
-struct Decode {
-    const char* values;
-    const char* bitmask;
-    const int32_t* offsets;
-    const void* x;
-    void* y;
-    const void* bias;  // or null
-    int M, N, K;
-    Stripes stripes;
-    void* workspace;
-};
 
 // Where a panel's tiles start and where the last one ends, in units.
 struct Bounds {
@@ -54,7 +43,7 @@ struct Warp {
     int left;  // bytes of x from there to the row's end
     float acc[kTiles][kTokenTiles][4];
 
-    __device__ Warp(const Decode& p, char* smem) {
+    __device__ Warp(const BitmaskArguments& p, char* smem) {
         smem += warp * kBytes;
 #pragma unroll
         for (int i = 0; i < kBytes / 16; i += kLanes)
@@ -112,7 +101,7 @@ struct Warp {
     }
 
     // The products of `count` panels, every kWarps-th from `panel` on, which begins at `column`.
-    __device__ void multiply(const Decode& p, int64_t panel, int column, int panels) {
+    __device__ void multiply(const BitmaskArguments& p, int64_t panel, int column, int panels) {
 #pragma unroll
         for (int i = 0; i < kTiles * kTokenTiles * 4; ++i) (&acc[0][0][0])[i] = 0;
         bitmask = p.bitmask + panel * kBitmaskBytes + lane * kLaneWordBytes;
@@ -168,7 +157,7 @@ struct Warp {
 
 template <class Element, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, kBitmaskDecodeBlocksPerSm)
-    bitmask_decode_sm80_kernel(const __grid_constant__ Decode p) {
+    bitmask_decode_sm80_kernel(const __grid_constant__ BitmaskArguments p) {
     using W = Warp<Element, kTokenTiles>;
     constexpr int kSums = kTiles * kTokenTiles;
     __shared__ __align__(128) char smem[kWarps * W::kBytes];
@@ -199,21 +188,10 @@ __global__ void __launch_bounds__(kThreads, kBitmaskDecodeBlocksPerSm)
 template <class Element>
 cudaError_t bitmask_decode_sm80(const CudaProblem& problem, const BitmaskPanels& weight,
                                 const BitmaskPlan& plan) {
-    const Decode p{static_cast<const char*>(weight.values),
-                   reinterpret_cast<const char*>(weight.bitmask),
-                   weight.offsets,
-                   problem.x,
-                   problem.y,
-                   problem.bias,
-                   static_cast<int>(problem.M),
-                   static_cast<int>(problem.N),
-                   static_cast<int>(problem.K),
-                   plan.stripes,
-                   problem.workspace};
     auto* kernel = plan.token_tiles == 1 ? bitmask_decode_sm80_kernel<Element, 1>
                                          : bitmask_decode_sm80_kernel<Element, 2>;
-    kernel<<<p.stripes.blocks, kThreads, 0, problem.stream>>>(p);
-    return cudaGetLastError();
+    return launch(kernel, {plan.stripes.blocks, kThreads}, problem.stream,
+                  arguments_of(problem, weight, plan));
 }
 template cudaError_t bitmask_decode_sm80<__half>(const CudaProblem&, const BitmaskPanels&,
                                                  const BitmaskPlan&);

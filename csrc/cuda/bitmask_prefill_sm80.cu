@@ -18,9 +18,10 @@
 // 1.9 a mma. Shuffles take the same path: with their 36, 2.2, a tenth above the tensor core. W
 // expanded once for all warps by way of shared memory would not gain: what it saves in
 // expansion it moves as fragments. Below 64 tokens bytes of W bind.
+#include "bitmask_arguments.h"
 #include "bitmask_expand.cuh"
-#include "bitmask_sm80.h"
 #include "combine.cuh"
+#include "launch.h"
 #include "output.cuh"
 #include "ptx.cuh"
 
@@ -35,19 +36,6 @@ constexpr int kWarpTiles = kPrefillRows / kWarps / kTileRows;
 constexpr int kTurnSlotBytes = kWarpTiles * kSlotBytes;
 constexpr int kSlotsBytes = kUnitBytes + kSlotStages * kTurnSlotBytes;  // of a warp
 static_assert(kWarpTiles == 2);
-
-struct Prefill {
-    const char* values;
-    const char* bitmask;
-    const int32_t* offsets;
-    const void* x;
-    void* y;
-    const void* bias;  // or null
-    int M, N, K;
-    int row_blocks;  // of kPrefillRows; tiles of y: row blocks first, then the next tokens
-    Stripes stripes;
-    void* workspace;
-};
 
 // Where a warp's tiles of a panel start and the last one ends, in units.
 struct Bounds {
@@ -71,7 +59,7 @@ struct Warp {
     uint32_t slots, copy_to, read_from;
     float acc[kWarpTiles * kTokenTiles][4];
 
-    __device__ Warp(const Prefill& p, char* smem) {
+    __device__ Warp(const BitmaskArguments& p, char* smem) {
         char* own = smem + kStages * kStageBytes + warp * kSlotsBytes;
 #pragma unroll
         for (int i = 0; i < kSlotsBytes / 16; i += kLanes)
@@ -85,7 +73,7 @@ struct Warp {
     }
 
     // To the column tile that begins at `column`, of the row group and of the block's tokens.
-    __device__ void begin(const Prefill& p, int row_group, int first_token, int column) {
+    __device__ void begin(const BitmaskArguments& p, int row_group, int first_token, int column) {
         const int64_t panel = int64_t{row_group} * p.stripes.column_tiles + column / kColumns;
         const int first_tile = warp % 2 * kWarpTiles;
         bitmask = p.bitmask + panel * kBitmaskBytes + lane * kLaneWordBytes + first_tile * 4;
@@ -114,7 +102,7 @@ struct Warp {
         return units;
     }
 
-    __device__ void copy_values(const Prefill& p, const Bounds& bounds, uint32_t stage) const {
+    __device__ void copy_values(const BitmaskArguments& p, const Bounds& bounds, uint32_t stage) const {
         const uint32_t to = slots + stage + lane * kUnitBytes;
         ptx::unrolled<kWarpTiles>([&](auto tile) {
             const int first = bounds.at[tile.value], units = bounds.at[tile.value + 1] - first;
@@ -127,7 +115,7 @@ struct Warp {
         });
     }
 
-    __device__ void copy_x(const Prefill& p, uint32_t stage) {
+    __device__ void copy_x(const BitmaskArguments& p, uint32_t stage) {
         const int inside = left > 0 ? tokens : 0;
         const char* from = x;
         ptx::unrolled<kCopies>([&](auto i) {
@@ -157,7 +145,7 @@ struct Warp {
 
     // The products of `count` column tiles from begin() on. Warps beyond the last row group copy x
     // and wait with the others.
-    __device__ void turns(const Prefill& p, int count, bool exists) {
+    __device__ void turns(const BitmaskArguments& p, int count, bool exists) {
         uint2 words = {}, next_words = {};
         Bounds bounds = next_bounds(exists);
         int units = load_words(words, bounds), next_units = 0;
@@ -192,7 +180,7 @@ struct Warp {
         __syncthreads();  // the ring is free
     }
 
-    __device__ void write(const Prefill& p, int row_group, int first_token) const {
+    __device__ void write(const BitmaskArguments& p, int row_group, int first_token) const {
         const Output<Element> out{p.y, p.bias, p.M, p.N};
 #pragma unroll
         for (int tile = 0; tile < kWarpTiles; ++tile) {
@@ -208,7 +196,7 @@ struct Warp {
 
 template <class Element, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, kPrefillBlocksPerSm)
-    bitmask_prefill_sm80_kernel(const __grid_constant__ Prefill p) {
+    bitmask_prefill_sm80_kernel(const __grid_constant__ BitmaskArguments p) {
     using W = Warp<Element, kTokenTiles>;
     extern __shared__ __align__(128) char smem[];
     W warp(p, smem);
@@ -233,10 +221,11 @@ cudaError_t prepare() {
 }
 
 template <class Element, int kTokenTiles>
-cudaError_t launch(const Prefill& p, cudaStream_t stream) {
-    bitmask_prefill_sm80_kernel<Element, kTokenTiles>
-        <<<p.stripes.blocks, kThreads, Warp<Element, kTokenTiles>::kSharedBytes, stream>>>(p);
-    return cudaGetLastError();
+cudaError_t prefill(const CudaProblem& problem, const BitmaskArguments& arguments) {
+    return launch(
+        bitmask_prefill_sm80_kernel<Element, kTokenTiles>,
+        {arguments.stripes.blocks, kThreads, Warp<Element, kTokenTiles>::kSharedBytes},
+        problem.stream, arguments);
 }
 
 }  // namespace
@@ -252,21 +241,10 @@ cudaError_t bitmask_prepare_sm80() {
 template <class Element>
 cudaError_t bitmask_prefill_sm80(const CudaProblem& problem, const BitmaskPanels& weight,
                                  const BitmaskPlan& plan) {
-    const Prefill p{static_cast<const char*>(weight.values),
-                    reinterpret_cast<const char*>(weight.bitmask),
-                    weight.offsets,
-                    problem.x,
-                    problem.y,
-                    problem.bias,
-                    static_cast<int>(problem.M),
-                    static_cast<int>(problem.N),
-                    static_cast<int>(problem.K),
-                    static_cast<int>(ceil_div(problem.N, kPrefillRows)),
-                    plan.stripes,
-                    problem.workspace};
-    if (plan.token_tiles == 4) return launch<Element, 4>(p, problem.stream);
-    return plan.token_tiles == 8 ? launch<Element, 8>(p, problem.stream)
-                                 : launch<Element, 16>(p, problem.stream);
+    const BitmaskArguments arguments = arguments_of(problem, weight, plan);
+    if (plan.token_tiles == 4) return prefill<Element, 4>(problem, arguments);
+    return plan.token_tiles == 8 ? prefill<Element, 8>(problem, arguments)
+                                 : prefill<Element, 16>(problem, arguments);
 }
 template cudaError_t bitmask_prefill_sm80<__half>(const CudaProblem&, const BitmaskPanels&,
                                                   const BitmaskPlan&);
