@@ -16,8 +16,8 @@ BitmaskPanels panels_of(const char* op, const Tensor& values, const Tensor& bitm
     const int64_t R = panel::row_groups(N), C = panel::column_tiles(K);
     const int64_t size = values.dim() == 1 ? values.size(0) : -1;
     check_packed(op, "values", values, device, values.scalar_type(), {size}, kAlignment);
-    check_packed(op, "bitmask", bitmask, device, ScalarType::Int, {R, C, panel::kLanes, panel::kTiles},
-                 kAlignment);
+    check_packed(op, "bitmask", bitmask, device, ScalarType::Int,
+                 {R, C, panel::kLanes, panel::kTiles}, kAlignment);
     check_packed(op, "offsets", offsets, device, ScalarType::Int, {R * C * panel::kTiles + 1},
                  kAlignment);
     return {values.const_data_ptr(), static_cast<const int32_t*>(bitmask.const_data_ptr()),

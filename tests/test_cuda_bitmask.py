@@ -16,7 +16,7 @@ TOKENS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 300)
 FEATURES = (1, 8, 63, 65, 130, 300)
 COLUMNS = (8, 64, 72, 136, 1032)
 DENSITIES = (0.05, 0.3, 0.5, 0.7, 1.0)
-SHORT_TOKENS, SHORT_FEATURES = (1, 8, 9, 17, 63, 65, 129), (1, 65, 130)
+SHORT_TOKENS, SHORT_FEATURES = (1, 9, 17, 65), (1, 130)
 # (M, N, K, sms) of each kernel: how the tiles of y are shared out among blocks.
 SPLITS = {
     "one block a tile": [(8, 130, 72, 1), (16, 130, 72, 1), (31, 300, 72, 1), (63, 130, 136, 3),
@@ -66,22 +66,20 @@ def test_product(kernel, M, N):
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("M", [8, 33])
 def test_every_density(kernel, M, density):
-    for dtype in DTYPES:
-        check(kernel, (M, 200, 264), 2, dtype, density)
+    check(kernel, (M, 200, 264), 2, DTYPES[M % 2], density)
 
 
 @pytest.mark.parametrize("M, N, K, sms, kind", ALL_SPLITS)
 def test_every_kind_of_split(kernel, M, N, K, sms, kind):
     assert kernel.plan(M, N, K, sms).kind == kind
-    for dtype in DTYPES:
-        check(kernel, (M, N, K), sms, dtype, 0.5)
+    check(kernel, (M, N, K), sms, DTYPES[M % 2], 0.5)
 
 
 @pytest.mark.parametrize("M, N, K, sms", SPLITS["whole splits"] + SPLITS["stripes"])
 def test_result_does_not_depend_on_the_order_of_blocks(kernel, M, N, K, sms):
     case = make_case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms)
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         y, _ = kernel.product(case, sms, seed=seed)
         assert torch.equal(bits(y), bits(expected))
 
@@ -104,7 +102,7 @@ def patterns(N, K):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("M", [1, 8, 16, 17, 65])
+@pytest.mark.parametrize("M", [8, 17])
 @pytest.mark.parametrize("name", patterns(2, 2))
 def test_adversarial_patterns(kernel, M, name):
     weight = patterns(200, 520)[name]

@@ -35,8 +35,8 @@ def test_decode_of_a_7b_projection(kernel, M, density):
     for name, tensor in (("values", values), ("bitmask", bitmask)):
         traffic = counters.reads[name]
         assert traffic.asked == traffic.distinct == tensor.nbytes
-    # a tile starts at a multiple of half a sector, offsets of a panel are 20 bytes
-    assert counters.reads["values"].sectors * 32 <= values.nbytes + 32 * case.tiles
+    # a request of 512 bytes may begin in the middle of a sector; offsets of a panel are 20 bytes
+    assert counters.reads["values"].sectors * 32 <= values.nbytes + 48 * case.tiles
     assert counters.reads["bitmask"].sectors * 32 == bitmask.nbytes
     assert counters.reads["offsets"].distinct == offsets.nbytes
     assert counters.reads["offsets"].sectors <= 2.01 * case.tiles / 4
@@ -61,7 +61,7 @@ def test_empty_panels_cost_next_to_nothing(kernel, M):
     """Three quarters of the panels, in any order, have nothing: no bits, x or products of them."""
     weight = random_weight("bitmask", 256, 2048, torch.float16)
     kept = torch.rand(4, 32).argsort(-1) < 8
-    weight *= kept.repeat_interleave(64, 0).repeat_interleave(64, 1)
+    weight[~kept.repeat_interleave(64, 0).repeat_interleave(64, 1)] = 0
     _, all_of = kernel.product(make_case(M, 256, 2048, torch.float16, bias=False), 2)
     _, some = kernel.product(case_of(weight, M, bias=False), 2)
     assert some.macs * 4 == all_of.macs

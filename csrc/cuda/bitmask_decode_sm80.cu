@@ -1,5 +1,33 @@
 // y[M,N] = x[M,K] W[N,K]^T + bias for few tokens, M <= 16, W a bitmask in panels
 // (bitmask_fragments.h).
+//
+// W is the operand A of dense mma.m16n8k16, tokens are its columns. A warp takes panels of 64 x 64
+// one by one, and a block's warps take turns along K:
+//
+//        K -->  c     c+1    c+2    c+3    c+4 ...    values: cp.async to a warp's four slots, a
+//     W  64  | w 0  | w 1  | w 2  | w 3  | w 0  ...     tile each; a slot is filled anew for the
+//                                                       next panel as soon as its tile is expanded
+//     bits, x    straight into registers, a panel ahead; offsets two panels ahead
+//
+// Slots hold full tiles, so that any density is right and nobody on the host knows it. There are no
+// barriers in the loop, and a panel without values costs neither bits, x nor products. Blocks take
+// equal stripes of all panels (stripes.h); parts are added in a fixed order (combine.cuh).
+//
+// Limit, counted at M = 8 and 4096 x 4096 in PTX: 199 instructions and no POPC for 1024 weights; 45
+// wavefronts of shared memory at half density and 42 at 30 %, without a conflict; beside those 18
+// shuffles, which take the same path. Clocks of a multiprocessor for 1024 weights, 4 instructions
+// or a wavefront each, against those in which its share of DRAM brings them:
+//
+//     density    instructions  wavefronts, shuffles    A100  H100  H200  RTX 4090
+//     50 %       50            63                      87    80    56    366       memory, but H200
+//     30 %       50            60                      56    52    36    238       the data path
+//
+// So memory binds at half density but on an H200, whose data path takes 1.1 times as long; at 30 %
+// on A100 and H100 the data path is 1.1 times as slow as memory, on an H200 1.7 times. A third of
+// it are loads of 16 bits, two for each row and nibble: wider ones would read less often, but shift
+// more, and in an order of values that has conflicts. By Little's law 12 (A100), 17 (H100), 24
+// (H200), 5 (RTX 4090) KB must be in flight a multiprocessor; two blocks' 8 warps have 3 to 4 tiles
+// of values and a panel's bits each, 28 to 36 at half density.
 #include "bitmask_arguments.h"
 #include "bitmask_expand.cuh"
 #include "combine.cuh"

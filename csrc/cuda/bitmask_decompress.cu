@@ -1,7 +1,7 @@
 // A packed bitmask weight made dense: dense [N, K] from panels (bitmask_fragments.h).
 //
-// A warp a panel: its values to shared memory, from there expanded as for a product; a lane then has
-// 32 neighbouring bytes of a row, which it writes as two 16-byte pieces.
+// A warp a panel: its values to shared memory, from there expanded as for a product; a lane then
+// has 32 neighbouring bytes of a row, which it writes as two 16-byte pieces.
 //
 // Limit: bytes, of which 2 a weight are written and 1.14 at half density read; the 180 instructions
 // of 1024 weights are half of what an A100 has time for while it moves those.
@@ -73,11 +73,10 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t bitmask_decompress(const BitmaskPanels& weight, int64_t N, int64_t K, void* dense,
                                cudaStream_t stream) {
     const bool aligned = K % 8 == 0 && starts_at_multiple_of(16, dense);
-    const auto kernel = aligned ? &bitmask_decompress_kernel<true>
-                                : &bitmask_decompress_kernel<false>;
+    const auto kernel =
+        aligned ? &bitmask_decompress_kernel<true> : &bitmask_decompress_kernel<false>;
     const int64_t blocks = ceil_div(row_groups(N) * column_tiles(K), kWarps);
-    return launch(kernel, {blocks, kThreads}, stream,
-                  static_cast<const char*>(weight.values),
+    return launch(kernel, {blocks, kThreads}, stream, static_cast<const char*>(weight.values),
                   reinterpret_cast<const uint4*>(weight.bitmask), weight.offsets, N, K,
                   static_cast<uint16_t*>(dense));
 }

@@ -14,10 +14,11 @@
 //
 // Limit: the tensor core takes a mma m16n8k16 in 2 clocks of a multiprocessor (A100), the data path
 // moves a wavefront of 128 bytes a clock. For a warp's 128 mma of a turn at 128 tokens: 128
-// wavefronts of x, its share of 32 of the copies, and at half density 2 x 42 of two expanded tiles:
-// 1.9 a mma. Shuffles take the same path: with their 36, 2.2, a tenth above the tensor core. W
-// expanded once for all warps by way of shared memory would not gain: what it saves in
-// expansion it moves as fragments. Below 64 tokens bytes of W bind.
+// wavefronts of x, its share of 32 of the copies, and at half density 2 x 41 of two expanded tiles:
+// counted 1.91 a mma and 5.2 instructions, of 8 that there is time for. Shuffles take the same
+// path: with their 0.31 it is 2.2, a tenth above the tensor core. W expanded once for all warps by
+// way of shared memory would not gain: what it saves in expansion it moves as fragments. From 64
+// tokens down bytes of W bind.
 #include "bitmask_arguments.h"
 #include "bitmask_expand.cuh"
 #include "combine.cuh"
@@ -40,6 +41,8 @@ static_assert(kWarpTiles == 2);
 // Where a warp's tiles of a panel start and the last one ends, in units.
 struct Bounds {
     int at[kWarpTiles + 1];
+
+    __device__ int units() const { return at[kWarpTiles] - at[0]; }
 };
 
 template <class Element, int kTokenTiles>
@@ -52,10 +55,9 @@ struct Warp {
     static constexpr int kSharedBytes = kStages * kStageBytes + kWarps * kSlotsBytes;
 
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    const char* bitmask;           // of the panel whose words are loaded next
-    const int32_t* offsets;        // of the panel whose bounds are loaded next
-    const char* x;                 // this thread's piece of the next turn, of its first token
-    int tokens, left;              // that there are from that one on; bytes to the end of x's row
+    int64_t panel;     // whose bounds are loaded next
+    const char* x;     // this thread's piece of the next turn, of its first token
+    int tokens, left;  // that there are from that one on; bytes to the end of x's row
     uint32_t slots, copy_to, read_from;
     float acc[kWarpTiles * kTokenTiles][4];
 
@@ -74,10 +76,7 @@ struct Warp {
 
     // To the column tile that begins at `column`, of the row group and of the block's tokens.
     __device__ void begin(const BitmaskArguments& p, int row_group, int first_token, int column) {
-        const int64_t panel = int64_t{row_group} * p.stripes.column_tiles + column / kColumns;
-        const int first_tile = warp % 2 * kWarpTiles;
-        bitmask = p.bitmask + panel * kBitmaskBytes + lane * kLaneWordBytes + first_tile * 4;
-        offsets = p.offsets + panel * kTiles + first_tile;
+        panel = int64_t{row_group} * p.stripes.column_tiles + column / kColumns;
         const int token = first_token + threadIdx.x / 8;
         const int piece = (column + threadIdx.x % 8 * 8) * 2;
         left = p.K * 2 - piece;
@@ -87,22 +86,26 @@ struct Warp {
         for (auto& sums : acc) sums[0] = sums[1] = sums[2] = sums[3] = 0;
     }
 
-    __device__ Bounds next_bounds(bool exists) {
+    // Of the warp's two tiles in a panel.
+    __device__ int first_tile() const { return warp % 2 * kWarpTiles; }
+
+    __device__ Bounds next_bounds(const BitmaskArguments& p, bool exists) {
         Bounds b = {};
-        if (exists) b = {__ldg(offsets), __ldg(offsets + 1), __ldg(offsets + 2)};
-        offsets += kTiles;
+        const int32_t* at = p.offsets + panel++ * kTiles + first_tile();
+        if (exists) b = {__ldg(at), __ldg(at + 1), __ldg(at + 2)};
         return b;
     }
 
-    // The words of the next panel; returns how many units it has, and none has none.
-    __device__ int load_words(uint2& words, const Bounds& bounds) {
-        const int units = bounds.at[kWarpTiles] - bounds.at[0];
-        if (units > 0) words = ptx::load_pair_shared_by_many(bitmask);
-        bitmask += kBitmaskBytes;
-        return units;
+    // Of the panel so many before that of the next bounds.
+    __device__ void load_words(const BitmaskArguments& p, uint2& words, int units,
+                               int before) const {
+        if (units > 0)
+            words = ptx::load_pair_shared_by_many(p.bitmask + (panel - before) * kBitmaskBytes +
+                                                  lane * kLaneWordBytes + first_tile() * 4);
     }
 
-    __device__ void copy_values(const BitmaskArguments& p, const Bounds& bounds, uint32_t stage) const {
+    __device__ void copy_values(const BitmaskArguments& p, const Bounds& bounds,
+                                uint32_t stage) const {
         const uint32_t to = slots + stage + lane * kUnitBytes;
         ptx::unrolled<kWarpTiles>([&](auto tile) {
             const int first = bounds.at[tile.value], units = bounds.at[tile.value + 1] - first;
@@ -110,7 +113,7 @@ struct Warp {
             ptx::unrolled<kTileBytes / kUnitBytes / kLanes>([&](auto i) {
                 constexpr int kTo = i.value * kLanes * kUnitBytes;
                 ptx::copy_if<tile.value * kSlotBytes + kTo, kTo, i.value * kLanes>(to, from,
-                                                                                  units - lane);
+                                                                                   units - lane);
             });
         });
     }
@@ -125,6 +128,12 @@ struct Warp {
             from += int64_t{kCopyTokens} * p.K * 2;
         });
         x += kTurnBytes, left -= kTurnBytes;
+    }
+
+    __device__ static void expand_word(uint32_t word, uint32_t slot, uint4 (&fragments)[kSteps]) {
+        Tile tile[1];
+        count({word}, tile);
+        expand(tile[0], slot, fragments);
     }
 
     __device__ void multiply(const uint4 (&a)[kWarpTiles][kSteps], uint32_t stage) {
@@ -146,33 +155,33 @@ struct Warp {
     // The products of `count` column tiles from begin() on. Warps beyond the last row group copy x
     // and wait with the others.
     __device__ void turns(const BitmaskArguments& p, int count, bool exists) {
-        uint2 words = {}, next_words = {};
-        Bounds bounds = next_bounds(exists);
-        int units = load_words(words, bounds), next_units = 0;
+        uint2 words = {};
+        Bounds bounds = next_bounds(p, exists);
+        int units = bounds.units();
+        load_words(p, words, units, 1);
         copy_values(p, bounds, 0), copy_x(p, 0), ptx::commit_copies();
-        bounds = next_bounds(exists && count > 1);
-        if (next_units = load_words(next_words, bounds); count > 1) copy_x(p, kStageBytes);
+        bounds = next_bounds(p, exists && count > 1);
+        int next_units = bounds.units();
+        if (count > 1) copy_x(p, kStageBytes);
         copy_values(p, bounds, kTurnSlotBytes), ptx::commit_copies();
         uint32_t stage = 0, slot = 0;  // of this turn, as bytes from the first
-        for (int turn = 0; turn < count; ++turn) {
-            bounds = next_bounds(exists && turn + 2 < count);
+        for (; count > 0; --count) {
+            bounds = next_bounds(p, exists && count > 2);
             ptx::wait_copies<1>();
             __syncthreads();  // everyone's copies of this turn; and the turn before is done
+            if (count > 2)
+                copy_x(p, stage == 0 ? (kStages - 1) * kStageBytes : stage - kStageBytes);
             uint4 a[kWarpTiles][kSteps];
-            if (units > 0) {
-                Tile tiles[kWarpTiles];
-                bitmask_fragments::count({words.x, words.y}, tiles);
-                expand(tiles[0], slots + slot, a[0]);
-                expand(tiles[1], slots + slot + kSlotBytes, a[1]);
-            }
+            // One after the other: side by side they would need more registers than there are.
+            if (units > 0) expand_word(words.x, slots + slot, a[0]);
+            ptx::keep(units);
+            if (units > 0) expand_word(words.y, slots + slot + kSlotBytes, a[1]);
             __syncwarp();  // the slots are free
-            const uint32_t free = stage == 0 ? (kStages - 1) * kStageBytes : stage - kStageBytes;
             copy_values(p, bounds, slot);
-            if (turn + 2 < count) copy_x(p, free);
             ptx::commit_copies();
+            load_words(p, words, next_units, 2);
             if (units > 0) multiply(a, stage);
-            words = next_words, units = next_units;
-            next_units = load_words(next_words, bounds);
+            units = next_units, next_units = bounds.units();
             slot = kTurnSlotBytes - slot;
             stage = stage == (kStages - 1) * kStageBytes ? 0 : stage + kStageBytes;
         }
@@ -222,18 +231,17 @@ cudaError_t prepare() {
 
 template <class Element, int kTokenTiles>
 cudaError_t prefill(const CudaProblem& problem, const BitmaskArguments& arguments) {
-    return launch(
-        bitmask_prefill_sm80_kernel<Element, kTokenTiles>,
-        {arguments.stripes.blocks, kThreads, Warp<Element, kTokenTiles>::kSharedBytes},
-        problem.stream, arguments);
+    return launch(bitmask_prefill_sm80_kernel<Element, kTokenTiles>,
+                  {arguments.stripes.blocks, kThreads, Warp<Element, kTokenTiles>::kSharedBytes},
+                  problem.stream, arguments);
 }
 
 }  // namespace
 
 cudaError_t bitmask_prepare_sm80() {
-    for (auto* prepare_one : {prepare<__half, 4>, prepare<__half, 8>, prepare<__half, 16>,
-                              prepare<__nv_bfloat16, 4>, prepare<__nv_bfloat16, 8>,
-                              prepare<__nv_bfloat16, 16>})
+    for (auto* prepare_one :
+         {prepare<__half, 4>, prepare<__half, 8>, prepare<__half, 16>, prepare<__nv_bfloat16, 4>,
+          prepare<__nv_bfloat16, 8>, prepare<__nv_bfloat16, 16>})
         if (const cudaError_t error = prepare_one()) return error;
     return cudaSuccess;
 }

@@ -40,8 +40,7 @@ inline BitmaskPlan bitmask_plan(int64_t M, int64_t N, int64_t K, int64_t sms) {
         return {true, tiles, {R, C, blocks}, int64_t{tiles} * kTiles * kLanes * 16};
     }
     const int token_tiles = M <= 32 ? 4 : M <= 64 ? 8 : 16;
-    const int64_t tiles =
-        ceil_div(N, kPrefillRows) * ceil_div(M, token_tiles * kBitmaskTileTokens);
+    const int64_t tiles = ceil_div(N, kPrefillRows) * ceil_div(M, token_tiles * kBitmaskTileTokens);
     const int blocks = balanced_blocks(tiles, C, sms * kPrefillBlocksPerSm, 8);
     return {false,
             token_tiles,

@@ -21,8 +21,8 @@ __device__ __forceinline__ void add(float4& a, const float4& b) {
     a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w;
 }
 
-// Adds the sums of a block's warps, in their order; thread i has what lane i % 32 held of tile i / 32
-// and, from there on, every kWarps-th tile.
+// Adds the sums of a block's warps, in their order; thread i has what lane i % 32 held of tile i /
+// 32 and, from there on, every kWarps-th tile.
 template <int kWarps, int kTiles>
 __device__ __forceinline__ void add_warps(const float (&acc)[kTiles][4],
                                           float4 (&sums)[kTiles / kWarps], float4* smem) {

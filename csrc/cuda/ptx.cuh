@@ -117,10 +117,7 @@ __device__ __forceinline__ void wait_copies() {
 template <int kOffset>
 __device__ __forceinline__ uint32_t load_half(uint32_t p) {
     uint32_t v;
-    asm volatile("ld.shared.u16 %0, [%1 + %2];"
-                 : "=r"(v)
-                 : "r"(p), "n"(kOffset)
-                 : "memory");
+    asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=r"(v) : "r"(p), "n"(kOffset) : "memory");
     return v;
 }
 
@@ -200,13 +197,13 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t v) {
 }
 
 // mma.m16n8k16: d[16, 8] += a[16, 16] b[16, 8], fp32 sums.
-#define MMA(Element, type)                                                                        \
-    __device__ __forceinline__ void mma(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1,  \
-                                        Element) {                                                \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "               \
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                             \
-                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));                 \
+#define MMA(Element, type)                                                                       \
+    __device__ __forceinline__ void mma(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1, \
+                                        Element) {                                               \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "              \
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));                \
     }
 MMA(__half, "f16")
 MMA(__nv_bfloat16, "bf16")

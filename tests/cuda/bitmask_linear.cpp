@@ -17,9 +17,9 @@ int linear(int64_t M, int64_t N, int64_t K, int64_t sms, int is_half, const void
 
 int decompress(const void* values, const void* bitmask, const void* offsets, int64_t N, int64_t K,
                void* dense) {
-    return bitmask_decompress({values, static_cast<const int32_t*>(bitmask),
-                               static_cast<const int32_t*>(offsets)},
-                              N, K, dense, nullptr);
+    return bitmask_decompress(
+        {values, static_cast<const int32_t*>(bitmask), static_cast<const int32_t*>(offsets)}, N, K,
+        dense, nullptr);
 }
 
 int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
