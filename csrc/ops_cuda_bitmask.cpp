@@ -34,7 +34,7 @@ Tensor bitmask_linear(const Tensor& x, const Tensor& values, const Tensor& bitma
                       const Tensor& offsets, const std::optional<Tensor>& bias, int64_t N,
                       int64_t K) {
     const char* op = "bitmask_linear_sm80";
-    const Device device = check_weight(op, values, N, K);
+    const Device device = check_16_bit_weight(op, values, N, K);
     const BitmaskPanels weight = panels_of(op, values, bitmask, offsets, N, K, device);
     check_linear(op, x, values.scalar_type(), bias, N, K, device);
     const Gpu& facts = gpu(op, device.index());
@@ -58,7 +58,7 @@ Tensor bitmask_linear(const Tensor& x, const Tensor& values, const Tensor& bitma
 Tensor bitmask_decompress_op(const Tensor& values, const Tensor& bitmask, const Tensor& offsets,
                              int64_t N, int64_t K) {
     const char* op = "bitmask_decompress_sm80";
-    const Device device = check_weight(op, values, N, K);
+    const Device device = check_16_bit_weight(op, values, N, K);
     const BitmaskPanels weight = panels_of(op, values, bitmask, offsets, N, K, device);
     check_capability(op, gpu(op, device.index()), 80, INT32_MAX, "8.0 or more");
     const Current current(device.index());

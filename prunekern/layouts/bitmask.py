@@ -12,9 +12,9 @@ triton: tiles of 32 rows x 128 columns, T = ceil(N / 32), C = ceil(K / 128)
     bitmask int32     [T, C, 128]       byte b (row by row) of a tile: byte b // 128 of word
                                         b % 128, bits as in the canonical form
     offsets int32     [TC+1]            where each tile starts, in units of 16 values
-sm80: panels of 64 x 64, R = ceil(N / 64), C = ceil(K / 64), four tiles of 16 rows each; lane 4 g + t
-of a tile has columns 16 t .. 16 t + 15 of rows g and g + 8, in eight nibbles of two columns, as
-csrc/cuda/bitmask_fragments.h draws them
+sm80: panels of 64 x 64, R = ceil(N / 64), C = ceil(K / 64), four tiles of 16 rows each; lane
+4 g + t of a tile has columns 16 t .. 16 t + 15 of rows g and g + 8, in eight nibbles of two
+columns, as csrc/cuda/bitmask_fragments.h draws them
     bitmask int32     [R, C, 32 lanes, 4 tiles]   bits 4f..4f+3 of a word: columns 2f, 2f + 1 of row
                                         g, then of row g + 8
     values            [R, C, 4 tiles, 8 nibbles]: the lanes' row g backwards, from the last column
@@ -158,8 +158,8 @@ def _unpack_tiles(packed: Packed) -> Bitmask:
     )
 
 
-# Canonical rows in panels, as axes: row group R, tile, half of it, its row g; column tile C, quarter
-# t, nibble f, and its column.
+# Canonical rows in panels, as axes: row group R, tile, half of it, its row g; column tile C,
+# quarter t, nibble f, and its column.
 _TO_WORDS = (0, 4, 3, 5, 1, 6, 2, 7)  # R, C, g, t, tile, f, half, column
 _TO_VALUES = (0, 4, 1, 6, 2, 3, 5, 7)  # R, C, tile, f, half, g, t, column
 
