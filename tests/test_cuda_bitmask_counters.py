@@ -66,7 +66,7 @@ def test_empty_panels_cost_next_to_nothing(kernel, M):
     _, some = kernel.product(case_of(weight, M, bias=False), 2)
     assert some.macs * 4 == all_of.macs
     assert some.reads["bitmask"].distinct * 4 == all_of.reads["bitmask"].distinct
-    assert some.instructions <= 0.4 * all_of.instructions
+    assert some.instructions <= (0.4 if M <= 16 else 0.6) * all_of.instructions
     if M <= 16:
         assert some.reads["x"].asked * 4 == all_of.reads["x"].asked
 

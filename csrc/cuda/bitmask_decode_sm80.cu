@@ -13,7 +13,7 @@
 // barriers in the loop, and a panel without values costs neither bits, x nor products. Blocks take
 // equal stripes of all panels (stripes.h); parts are added in a fixed order (combine.cuh).
 //
-// Limit, counted at M = 8 and 4096 x 4096 in PTX: 199 instructions and no POPC for 1024 weights; 45
+// Limit, counted at M = 8 and 4096 x 4096 in PTX: 200 instructions and no POPC for 1024 weights; 45
 // wavefronts of shared memory at half density and 42 at 30 %, without a conflict; beside those 18
 // shuffles, which take the same path. Clocks of a multiprocessor for 1024 weights, 4 instructions
 // or a wavefront each, against those in which its share of DRAM brings them:
