@@ -10,6 +10,8 @@ See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunekern.checkpoint import convert, save_pretrained
+from prunekern.checkpoint.versions import register
 from prunekern.formats import compress, decompress, nbytes, validate
 from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
@@ -29,6 +31,7 @@ __all__ = [
     "SparseLinear",
     "compare",
     "compress",
+    "convert",
     "decompress",
     "hardware",
     "linear",
@@ -41,9 +44,12 @@ __all__ = [
     "remove_layers",
     "replace_linears",
     "restore_linears",
+    "save_pretrained",
     "unpack",
     "validate",
 ]
+
+register()
 
 
 def __getattr__(name: str) -> Any:

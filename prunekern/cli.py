@@ -1,4 +1,4 @@
-"""The command line, thin over the Python API: python -m prunekern compare | hardware."""
+"""The command line, thin over the Python API: python -m prunekern compare | convert | hardware."""
 
 from __future__ import annotations
 
@@ -78,6 +78,28 @@ def compare(
     console.print(
         f"\nwritten: {', '.join(str(out / f'compare.{e}') for e in ('json', 'md', 'html'))}"
     )
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of compressed-tensors (sparse) or of prunekern.")
+    ],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[
+        str, typer.Option(help='"prunekern", or "dense": with zeros, loads everywhere.')
+    ] = "prunekern",
+    max_shard_size: Annotated[
+        str, typer.Option(help="Of one file of weights, above which there are several.")
+    ] = "5GB",
+) -> None:
+    """Rewrite sparse checkpoints that nothing loads any more, or any of ours as dense.
+
+    Example: prunekern convert Sparse-Llama-3.1-8B-2of4 Sparse-Llama-prunekern
+    """
+    from prunekern.checkpoint import convert as run
+
+    print(run(source, target, to, max_shard_size))
 
 
 @app.command()
