@@ -9,7 +9,7 @@ import torch
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
-    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "bitmask": ("sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
     "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
