@@ -29,6 +29,8 @@ class Hardware:
         chosen: (format, dtype) -> the layout that a weight on the CPU gets by default.
         chosen_gpu: The same on the first GPU; empty without one.
         problem: Why no compiled op could be loaded, or "".
+        modelled: Sentences on what each storage should gain on the first GPU; empty where it is
+            none of `prunekern.compare.roofline.CHIPS`.
     """
 
     cpu: str
@@ -42,6 +44,7 @@ class Hardware:
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)
     chosen_gpu: dict[tuple[str, str], str] = field(default_factory=dict)
     problem: str = ""
+    modelled: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
@@ -70,6 +73,7 @@ class Hardware:
                 lines.append(f"layout of a weight on the {device} by default:")
             for (stem, dtype), layout in chosen.items():
                 lines.append(f"  {stem:<9} {dtype:<9} {layout}")
+        lines += self.modelled
         return "\n".join(lines)
 
 
@@ -92,6 +96,7 @@ def hardware() -> Hardware:
         chosen=_chosen("cpu"),
         chosen_gpu=_chosen("cuda") if torch.cuda.is_available() else {},
         problem=ops.LIBRARY_ERROR or "",
+        modelled=_modelled(),
     )
 
 
@@ -123,6 +128,15 @@ def _gpu_reason(stem: str, layout: str) -> str:
     if (stem, layout) not in ops.available("cuda"):
         return "not built"
     return f"{'installed' if is_triton else 'built'}, but there is no GPU"
+
+
+def _modelled() -> list[str]:
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return []
+    from prunekern.compare.expected import chip_named, sentences  # compare asks for hardware
+
+    chip = chip_named(torch.cuda.get_device_name())
+    return sentences(chip) if chip else []
 
 
 def _gpu() -> str:

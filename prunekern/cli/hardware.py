@@ -13,12 +13,24 @@ def hardware(
     measure: Annotated[
         bool, typer.Option(help="Time a layer of each kind beside a dense one: half a minute.")
     ] = True,
+    chip: Annotated[
+        str | None,
+        typer.Option(help="Of this GPU instead, which need not be here: modelled gains alone."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What this machine accelerates, what was built, and why not more.
 
     Example: prunekern hardware --no-measure
+
+    Example: prunekern hardware --chip "A100 80G"
     """
+    if chip is not None:
+        from prunekern.compare.expected import sentences
+
+        told = sentences(chip, "hardware")
+        show({"modelled": told} if as_json else "\n".join(told), as_json)
+        return
     from prunekern.acceleration import acceleration
     from prunekern.hardware import hardware as find
 

@@ -1,51 +1,66 @@
 """What each storage should gain on a GPU: modelled from counted work, never measured.
 
 A product reads each stored byte of W once, x and y once, and makes its kernel's instructions,
-shared memory wavefronts and tensor-core products; the roofline says which of them binds. The counts
-are those of the emulator (benchmarks/results/emulated.md); a dense product is taken to waste
-nothing, so that factors are those against an ideal rival.
+shared memory wavefronts and requests to L2; the roofline says which of them binds. The counts are
+those of the emulator (benchmarks/results/emulated-unstructured.md); a dense product is taken to
+waste nothing, so that factors are those against an ideal rival. No product asks here: which storage
+a weight has is said by its user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prunekern.compare.roofline import CHIPS, Chip, Modelled, Work, modelled
 
 DENSE = "dense"
 STORAGES = ("2:4", "bitmask", "csr")
-# Bytes of the layouts at 16 bits, padding left out: see prunekern/layouts.
+SPARSITIES, TOKENS = (0.5, 0.7, 0.9), (1, 16, 512)  # that are spoken of
+# Chip -> what a driver's name of it has, e.g. "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3".
+_DRIVER_WORDS = {
+    "A100 80G": {"A100", "80GB"},
+    "H100 SXM": {"H100", "80GB", "HBM3"},
+    "H200": {"H200"},
+    "RTX 4090": {"RTX", "4090"},
+    "L4": {"L4"},
+}
+# Bytes of the layouts at 16 bits, padding left out: see prunekern/layouts. bitmask has an offset
+# for each tile of 1024, whose values fill 16 bytes, 7 more than they have on average.
 _META_BYTES = {"2:4": 0.125, "bitmask": 0.125 + 4 / 1024 + 7 / 1024}
 _ENTRY_BYTES = {"2:4": 2, "bitmask": 2, "csr": 4}
 
 
+class Line(NamedTuple):
+    """Work for 1024 weights: a part of all of them and a part of those that are kept."""
+
+    all: float
+    kept: float = 0.0
+
+    def at(self, density: float) -> float:
+        """With so large a share kept."""
+        return self.all + self.kept * density
+
+
 @dataclass(frozen=True)
 class Counted:
-    """Work of one launch, by 1024 weights, or by 1024 stored entries in csr.
+    """Work of a product by 1024 weights, zeros included.
 
     Attributes:
         instructions: Of warps.
-        wavefronts: Of shared memory and of loads to registers, at half of the weights kept.
-        passes: How often the launch asks L2 for W.
+        wavefronts: Of shared memory, shuffles, and loads to registers.
+        l2_bytes: That blocks ask L2 for or write there.
     """
 
-    instructions: float
-    wavefronts: float
-    passes: int = 1
+    instructions: Line
+    wavefronts: Line
+    l2_bytes: Line
 
 
-# Storage -> tokens up to which a row counts -> what was counted at so many. Beyond the last row
-# work grows with the tokens.
-COUNTED: Mapping[str, Mapping[int, Counted]] = {
-    "2:4": {
-        8: Counted(21.9, 14.5),
-        16: Counted(28.9, 20.0),
-        64: Counted(56.7, 38.1, 2),
-        128: Counted(83.3, 57.9, 2),
-        512: Counted(308.1, 231.7, 8),
-    },
-}
+# Kernel -> tokens up to which a row counts -> what was counted at so many, fp16, 4096 x 4096, by
+# the plan of an A100. Beyond the last row work grows with the tokens.
+COUNTED: Mapping[str, Mapping[int, Counted]] = {}
 
 
 def bytes_a_weight(storage: str, sparsity: float) -> float:
@@ -72,59 +87,93 @@ def product(chip: Chip, storage: str, sparsity: float, M: int, N: int, K: int) -
         K: in_features.
     """
     sparsity = 0.5 if storage == "2:4" else sparsity
-    weight_bytes = N * K * bytes_a_weight(storage, sparsity)
-    tokens_bytes = 2 * M * (N + K)
     hopper = chip.mma_share < 1
+    dram_bytes = N * K * bytes_a_weight(storage, sparsity) + 2 * M * (N + K)
     if storage == DENSE:
-        return modelled(chip, Work(weight_bytes + tokens_bytes, macs=M * N * K, wgmma=hopper))
-    work, scale = _counted(storage, M)
-    units = N * K / 1024 * scale * ((1 - sparsity) if storage == "csr" else 1)
-    padded = 8 * -(-M // 8)
+        return modelled(chip, Work(dram_bytes, macs=M * N * K, wgmma=hopper))
+    wgmma = hopper and storage == "2:4" and M > 64
+    work, scale = _counted("2:4 wgmma" if wgmma else storage, M)
+    units = N * K / 1024 * scale
+    macs = 8 * -(-M // 8) * N * K
     return modelled(
         chip,
         Work(
-            dram_bytes=weight_bytes + tokens_bytes,
-            l2_bytes=weight_bytes * work.passes * scale + tokens_bytes,
-            macs=padded * N * K if storage == "bitmask" else 0,
-            sparse_macs=padded * N * K / 2 if storage == "2:4" else 0,
-            instructions=units * work.instructions,
-            wavefronts=units * work.wavefronts,
-            wgmma=hopper and storage == "2:4" and M > 64,
+            dram_bytes=dram_bytes,
+            l2_bytes=units * work.l2_bytes.at(1 - sparsity),
+            macs=macs if storage == "bitmask" else 0,
+            sparse_macs=macs / 2 if storage == "2:4" else 0,
+            instructions=units * work.instructions.at(1 - sparsity),
+            wavefronts=units * work.wavefronts.at(1 - sparsity),
+            combined=True,
+            wgmma=wgmma,
         ),
     )
 
 
-def _counted(storage: str, M: int) -> tuple[Counted, float]:
-    """The row for M tokens, and how many times its work that is."""
-    rows = COUNTED[storage]
+def _counted(kernel: str, M: int) -> tuple[Counted, float]:
+    """The row for M tokens, and how many times its work that is: tokens come in eights."""
+    rows = COUNTED[kernel]
     most = max(rows)
-    return (rows[min(m for m in rows if m >= M)], 1.0) if most >= M else (rows[most], M / most)
+    if M <= most:
+        return rows[min(m for m in rows if m >= M)], 1.0
+    return rows[most], 8 * -(-M // 8) / most
 
 
 def gains(chip: Chip, sparsity: float, M: int, N: int = 4096, K: int = 4096) -> dict[str, float]:
-    """Storage -> modelled time of the dense product / its own, the fastest first."""
+    """Storage -> modelled time of the dense product / its own, the fastest first.
+
+    "2:4" is among them at a sparsity of 0.5 only.
+    """
     dense = product(chip, DENSE, 0, M, N, K).seconds
-    found = {s: dense / product(chip, s, sparsity, M, N, K).seconds for s in STORAGES}
-    if sparsity != 0.5:
-        del found["2:4"]
+    storages = STORAGES if sparsity == 0.5 else STORAGES[1:]
+    found = {s: dense / product(chip, s, sparsity, M, N, K).seconds for s in storages}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def fastest(chip: Chip, sparsity: float, M: int, N: int = 4096, K: int = 4096) -> str:
     """The storage with the least modelled time for a weight with any pattern of zeros, or "dense".
 
-    Not "2:4", which takes a pattern of its own.
+    Says when csr beats bitmask, and when either beats dense. Never "2:4", which takes a pattern of
+    its own.
     """
     found = gains(chip, sparsity, M, N, K)
     found.pop("2:4", None)
-    storage, gain = max(found.items(), key=lambda item: item[1])
+    storage, gain = next(iter(found.items()))
     return storage if gain > 1 else DENSE
 
 
 def sentence(chip_name: str, sparsity: float, M: int) -> str:
-    """In words, e.g. "modelled on an H100 SXM: at 50 % and 1 token bitmask is 1.7x, csr 0.9x"."""
-    found = gains(CHIPS[chip_name], sparsity, M)
-    parts = ", ".join(f"{storage} {gain:.1f}x" for storage, gain in found.items())
+    """In words: what a layer of 4096 x 4096 gains in each storage, and which to take.
+
+    Args:
+        chip_name: A key of `roofline.CHIPS`.
+        sparsity: Share of zeros.
+        M: Tokens.
+    """
+    chip = CHIPS[chip_name]
+    parts = ", ".join(f"{name} {gain:.2f}x" for name, gain in gains(chip, sparsity, M).items())
     tokens = f"{M} token{'s' if M > 1 else ''}"
-    where = f"modelled on {chip_name}, 4096 x 4096"
-    return f"{where}: at {sparsity:.0%} zeros and {tokens} {parts} of dense"
+    return (
+        f"modelled on {chip_name}: at {100 * sparsity:.0f} % zeros and {tokens} {parts} "
+        f"of ideal dense; fastest for any pattern: {fastest(chip, sparsity, M)}"
+    )
+
+
+def sentences(chip_name: str, who: str = "sentences") -> list[str]:
+    """One at each sparsity and number of tokens of `SPARSITIES` and `TOKENS`.
+
+    Raises:
+        ValueError: The chip is not one of `roofline.CHIPS`.
+    """
+    if chip_name not in CHIPS:
+        raise ValueError(f"{who}: chip must be one of {', '.join(CHIPS)}, got {chip_name!r}")
+    return [sentence(chip_name, s, M) for s in SPARSITIES for M in TOKENS]
+
+
+def chip_named(name: str) -> str | None:
+    """The key of `roofline.CHIPS` for a GPU's name as its driver gives it, or None.
+
+    Cards of other memory or power, as "NVIDIA H100 PCIe", are none of them.
+    """
+    words = set(name.replace("-", " ").split())
+    return next((chip for chip, needed in _DRIVER_WORDS.items() if needed <= words), None)
