@@ -214,7 +214,7 @@ def report() -> str:
         parts.append(f"### {chip}\n\n{table([f'modelled us, {chip}', *header], rows)}")
         parts.append(table(["fastest, of ideal dense", *header], fastest_rows(found)))
     parts.append(
-        "## In words\n\nAs `prunekern hardware --chip` says it, from the counts above put on lines\n"
+        "## In words\n\nAs `prunekern hardware --chip` says it, from these counts put on lines\n"
         "over the share of kept weights (`prunekern/compare/expected.py`)."
     )
     parts.append("\n".join(f"* {one}" for chip in CHIPS for one in sentences(chip)))

@@ -7,9 +7,9 @@ Needs torch, numpy, cmake, ninja, pybind11 and nvcc, and nothing from a registry
 benchmarks/results/gpu-<name>.{json,md} after every step; what is there is not done again for the
 same sources, so that a run that was cut off goes on. --fresh forgets it.
 
-A cell is one shape and number of tokens. Its contenders, cuBLAS, ours and the two of rivals.py,
-take turns; each turn replays a CUDA graph of products with enough copies of the weight in rotation
-that none is in L2. Times are medians over turns, of one product.
+A cell is one shape, pattern of zeros and number of tokens. Its contenders, cuBLAS, ours and those
+of rivals.py, take turns; each turn replays a CUDA graph of products with enough copies of the
+weight in rotation that none is in L2. Times are medians over turns, of one product.
 """
 
 from __future__ import annotations
@@ -43,9 +43,22 @@ SHAPES = (
     (28672, 8192),
     (8192, 28672),
 )
+DRY_SHAPES = ((64, 128), (96, 64))
+ANY_PATTERN_SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
 DENSE = "cublas"
-CONTENDERS = ("sm90a", "sm80", "cusparselt", "cutlass")
+# Pattern -> (stem, layout) of what multiplies such weights.
+CONTENDERS = {
+    "2:4": tuple(("sparse24", v) for v in ("sm90a", "sm80", "cusparselt", "cutlass")),
+    **dict.fromkeys(
+        ("50 %", "70 %", "90 %"),
+        (
+            ("bitmask", "sm80"), ("bitmask", "triton"),
+            ("csr", "simt"), ("csr", "triton"), ("csr", "cusparse"),
+        ),
+    ),
+}  # fmt: skip
+MOST_TOKENS = {"csr": 512}  # products without tensor cores, which take seconds a turn beyond
 DTYPE = torch.bfloat16
 TURNS = 15
 MOST_CALLS = 64  # in one graph
@@ -101,18 +114,24 @@ def sanitize() -> dict[str, str]:
 # --------------------------------------------------------------------------------------- measuring
 
 
-def random_weight(shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Two of every four kept at random; made on the device, where the largest take no time."""
-    groups = torch.randn(shape[0], shape[1] // 4, 4, device=device, dtype=DTYPE)
-    dropped = torch.rand(groups.shape, device=device).argsort(-1) < 2
-    return groups.masked_fill_(dropped, 0.0).view(shape)
+def random_weight(shape: tuple[int, int], pattern: str, device: torch.device) -> torch.Tensor:
+    """Two of every four kept at random, or that share zero; made on the device, which is fast."""
+    weight = torch.randn(shape, device=device, dtype=DTYPE)
+    if pattern == "2:4":
+        dropped = torch.rand(shape, device=device).view(-1, 4).argsort(-1).view(shape) < 2
+    else:
+        dropped = torch.rand(shape, device=device) < float(pattern.removesuffix(" %")) / 100
+    return weight.masked_fill_(dropped, 0.0)
 
 
-def contenders(shape: tuple[int, int], device: torch.device) -> dict[str, list[Callable]]:
+def contenders(
+    shape: tuple[int, int], pattern: str, device: torch.device
+) -> dict[str, list[Callable]]:
     """Name -> one function x -> y for each copy of the weight."""
     from prunekern import compress, ops, pack
+    from prunekern.formats import FORMATS
 
-    weight = random_weight(shape, device)
+    weight = random_weight(shape, pattern, device)
     cold = (
         3 * torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     )
@@ -122,17 +141,22 @@ def contenders(shape: tuple[int, int], device: torch.device) -> dict[str, list[C
 
     dense = [weight.clone() for _ in range(copies(weight.nbytes))]
     found = {DENSE: [lambda x, w=w: torch.nn.functional.linear(x, w) for w in dense]}
-    canonical = compress(weight, "2:4")
-    for layout in CONTENDERS if device.type == "cuda" else ("avx2", "reference"):
+    kernels = {cls.stem: name for name, cls in FORMATS.items()}
+    wanted = CONTENDERS[pattern]
+    if device.type == "cpu":
+        stems = dict.fromkeys(stem for stem, _ in wanted)
+        wanted = [(stem, layout) for stem in stems for layout in ("avx2", "reference")]
+    for stem, layout in wanted:
+        name = f"{kernels[stem]} {layout}"
         try:
-            ops.check_runs("sparse24", layout, device, DTYPE, "gpu")
-            packed = pack(canonical, layout)
+            ops.check_runs(stem, layout, device, DTYPE, "gpu")
+            packed = pack(compress(weight, kernels[stem]), layout)
         except (ValueError, RuntimeError) as error:
-            print(f"{shape}: without {layout}: {error}", flush=True)
+            print(f"{shape}, {pattern}: without {name}: {error}", flush=True)
             continue
-        op = ops.op_for("sparse24", layout)
+        op = ops.op_for(stem, layout)
         tensors = [tuple(t.clone() for t in packed.tensors) for _ in range(copies(packed.nbytes))]
-        found[layout] = [lambda x, op=op, t=t: op(x, *t, None, *shape) for t in tensors]
+        found[name] = [lambda x, op=op, t=t: op(x, *t, None, *shape) for t in tensors]
     return found
 
 
@@ -202,27 +226,34 @@ def digest() -> str:
         Path(__file__),
         *sorted((ROOT / "csrc").rglob("*.*")),
         *(ROOT / "prunekern").glob("*.py"),
+        *(ROOT / "prunekern" / "layouts").glob("*.py"),
+        *(ROOT / "prunekern" / "_triton").glob("*.py"),
     ]
     return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:16]
 
 
 def table(document: dict) -> str:
     """Results as Markdown."""
-    lines = [f"# {document['device']}: 2:4 against cuBLAS, cuSPARSELt and CUTLASS", ""]
+    lines = [f"# {document['device']}: sparse products against cuBLAS and other libraries", ""]
     for key in ("torch", "cuda", "build", "dtype"):
         lines.append(f"* {key}: {document[key]}")
     failed = [f"{name}: {result}" for name, result in document["checks"].items() if result]
     lines.append(f"* checks: {len(document['checks']) - len(failed)} passed, {len(failed)} failed")
     lines += [f"  * {line}" for line in failed]
     lines += [f"* {tool}: {result}" for tool, result in document["sanitizer"].items()]
-    cells = document["cells"].values()
+    lines += ["", "Microseconds of one product (times the speed of cuBLAS), weights not in cache."]
+    for pattern in CONTENDERS:
+        cells = [cell for cell in document["cells"].values() if cell["pattern"] == pattern]
+        if cells:
+            lines += ["", f"## {pattern if pattern == '2:4' else f'{pattern} zeros'}", ""]
+            lines += rows_of(cells)
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(cells: list[dict]) -> list[str]:
+    """The table of one pattern."""
     names = list(dict.fromkeys(name for cell in cells for name in cell["microseconds"]))
-    lines += [
-        "",
-        "Microseconds of one product (times the speed of cuBLAS), weights not in cache.",
-        "",
-    ]
-    lines += ["| N x K | M | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = ["| N x K | M | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for cell in cells:
         took = cell["microseconds"]
         row = [f"{cell['N']} x {cell['K']}", str(cell["M"])]
@@ -231,14 +262,22 @@ def table(document: dict) -> str:
             compare = isinstance(value, float) and isinstance(dense, float)
             row.append(f"{value} ({dense / value:.2f}x)" if compare else str(value))
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def plan(dry: bool) -> list[tuple[tuple[int, int], str, tuple[int, ...]]]:
+    """(shape, pattern, tokens), in the order of measuring: 2:4 first."""
+    if dry:
+        return [(shape, pattern, (1, 16)) for pattern in CONTENDERS for shape in DRY_SHAPES]
+    any_pattern = [(s, p, TOKENS) for s in ANY_PATTERN_SHAPES for p in CONTENDERS if p != "2:4"]
+    return [(shape, "2:4", TOKENS) for shape in SHAPES] + any_pattern
 
 
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--seconds", type=float, default=560, help="no new cell after these")
+    parser.add_argument("--seconds", type=float, default=860, help="no new cell after these")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     parser.add_argument("--no-build", action="store_true", help="take the package as it is")
     parser.add_argument("--dry-run", action="store_true", help="tiny cells on the CPU")
@@ -277,21 +316,23 @@ def main() -> None:
         if not document[step] and not arguments.dry_run:
             document[step] = what()
             save()
-    shapes, tokens = (((64, 128), (96, 64)), (1, 16)) if arguments.dry_run else (SHAPES, TOKENS)
-    for shape in shapes:
-        missing = [M for M in tokens if f"{shape[0]}x{shape[1]}x{M}" not in document["cells"]]
+    wanted = plan(arguments.dry_run)
+    for shape, pattern, tokens in wanted:
+        keys = {M: f"{shape[0]}x{shape[1]}x{M} {pattern}" for M in tokens}
+        missing = [M for M, key in keys.items() if key not in document["cells"]]
         if not missing or time.monotonic() - begin > arguments.seconds:
             continue
-        runs = contenders(shape, device)
+        runs = contenders(shape, pattern, device)
         for M in missing:
             if time.monotonic() - begin > arguments.seconds:
                 break
             x = torch.randn(M, shape[1], device=device).to(DTYPE)
-            cell = {"N": shape[0], "K": shape[1], "M": M, "microseconds": measure(runs, x)}
-            document["cells"][f"{shape[0]}x{shape[1]}x{M}"] = cell
+            few = {n: r for n, r in runs.items() if M <= MOST_TOKENS.get(n.split()[0], M)}
+            cell = {"N": shape[0], "K": shape[1], "M": M, "pattern": pattern}
+            document["cells"][keys[M]] = {**cell, "microseconds": measure(few, x)}
             save()
     print(table(document))
-    left = len(shapes) * len(tokens) - len(document["cells"])
+    left = sum(len(tokens) for _, _, tokens in wanted) - len(document["cells"])
     if left:
         print(f"{left} cells are left: run it again")
     if any(document["checks"].values()):
