@@ -43,7 +43,7 @@ def _runs(key):
 
 def test_build_info_names_what_was_built():
     info = _C.build_info()
-    on_gpu = {key for key in ops.available("cuda") if key[1] in PANEL_LAYOUTS}
+    on_gpu = {key for key in ops.available("cuda") if key[1] in (*PANEL_LAYOUTS, "simt")}
     assert set(info["variants"]) == {f"{stem}_{layout}" for stem, layout in COMPILED | on_gpu}
     assert info["cuda"] == bool(on_gpu) == bool(info["cuda_architectures"])
     assert info["cuda_status"]
