@@ -18,13 +18,14 @@ from prunekern.compare.roofline import CHIPS, Chip, Modelled, Work, modelled
 DENSE = "dense"
 STORAGES = ("2:4", "bitmask", "csr")
 SPARSITIES, TOKENS = (0.5, 0.7, 0.9), (1, 16, 512)  # that are spoken of
-# Chip -> what a driver's name of it has, e.g. "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3".
-_DRIVER_WORDS = {
-    "A100 80G": {"A100", "80GB"},
-    "H100 SXM": {"H100", "80GB", "HBM3"},
-    "H200": {"H200"},
-    "RTX 4090": {"RTX", "4090"},
-    "L4": {"L4"},
+# What drivers call these chips.
+_DRIVER_NAMES = {
+    "NVIDIA A100-SXM4-80GB": "A100 80G",
+    "NVIDIA A100 80GB PCIe": "A100 80G",
+    "NVIDIA H100 80GB HBM3": "H100 SXM",
+    "NVIDIA H200": "H200",
+    "NVIDIA GeForce RTX 4090": "RTX 4090",
+    "NVIDIA L4": "L4",
 }
 # Bytes of the layouts at 16 bits, padding left out: see prunekern/layouts. bitmask has an offset
 # for each tile of 1024, whose values fill 16 bytes, 7 more than they have on average.
@@ -201,5 +202,4 @@ def chip_named(name: str) -> str | None:
 
     Cards of other memory or power, as "NVIDIA H100 PCIe", are none of them.
     """
-    words = set(name.replace("-", " ").split())
-    return next((chip for chip, needed in _DRIVER_WORDS.items() if needed <= words), None)
+    return _DRIVER_NAMES.get(name)
