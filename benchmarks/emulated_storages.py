@@ -195,9 +195,9 @@ Of 1024 weights, kept or not. Bytes are those stored; sectors, of 32 bytes, thos
 ask for. L2 bytes hold x, sums in parts and y too. Wavefronts count loads to registers and shuffles,
 which share their data path. No kernel counts bits (POPC). csr takes {CSR_TOKENS} tokens a launch:
 at 512 there are four, whose counts are added. Balance: instructions of the busiest warp over the
-mean. Instructions are those of PTX: machine code has some more and some less. Of csr's a quarter are
-moves, of 2:4's and bitmask's a tenth at most: if the assembler removed them all, csr would take that
-much less where issue binds."""
+mean. Instructions are those of PTX: machine code has some more and some less. Of csr's a quarter
+are moves, of 2:4's and bitmask's a tenth at most: if the assembler removed them all, csr would take
+that much less where issue binds."""
 
 
 def report() -> str:

@@ -9,6 +9,7 @@ import torch
 
 import prunekern
 from prunekern import ops
+from prunekern.compare.expected import sentences
 from prunekern.formats import DTYPES
 from prunekern.layouts import LAYOUTS
 
@@ -77,6 +78,19 @@ def test_a_feature_that_the_cpu_lacks_is_named():
     assert "avx512       needs avx512f, avx512bw" in str(old)
     assert "sm80         sparse24: not built" in str(old)
     assert "build    none: gone" in str(old)
+
+
+@pytest.mark.parametrize(
+    ("name", "chip"), [("NVIDIA H200", "H200"), ("NVIDIA H100 PCIe", None), (None, None)]
+)
+def test_a_gpu_that_is_known_is_modelled(name, chip, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    found = prunekern.hardware()
+    assert found.modelled == (sentences(chip) if chip else [])
+    assert all(line in str(found).splitlines() for line in found.modelled)
 
 
 @pytest.mark.parametrize(
