@@ -65,6 +65,9 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
           "-> Tensor");
     LINEAR_BITMASK(sm80);
+    PACK_BITMASK(sm80);
+    m.def("bitmask_unpack_sm80(Tensor values, Tensor bitmask, Tensor offsets, int out_features, "
+          "int in_features) -> (Tensor, Tensor)");
     m.def("bitmask_decompress_sm80(Tensor values, Tensor bitmask, Tensor offsets, "
           "int out_features, int in_features) -> Tensor");
 #endif

@@ -148,3 +148,17 @@ def test_plan():
         assert kernel.library.workspace_bytes(*sizes) >= COUNTER_BYTES + slots, sizes
         if panels >= 8 * sms:
             assert 8 * plan.blocks >= 7 * sms, sizes
+
+
+def test_when_the_weight_is_made_dense():
+    """From the modelled break-even on, later for small weights, never where mma.sync is all."""
+    kernel, never = linear(), 2**63 - 1
+    large = {80: 2780, 90: 400, 100: 164, 103: 164}
+    for capability, tokens in large.items():
+        for N, K in ((4096, 4096), (128_256, 4096), (2**31 - 1025, 2**31 - 1025)):
+            least = kernel.dense_tokens(N, K, capability)
+            assert tokens < least <= 1.07 * tokens + 1, (N, K, capability)
+        assert kernel.dense_tokens(1024, 1024, capability) == 2 * tokens
+        assert kernel.dense_tokens(1, 1, capability) == tokens * (2**20 + 1)
+    for capability in (86, 87, 89, 110, 120, 121):
+        assert kernel.dense_tokens(4096, 4096, capability) == never

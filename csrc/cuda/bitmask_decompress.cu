@@ -5,8 +5,8 @@
 //
 // Limit: bytes, of which 2 a weight are written and 1.14 at half density read; the 180 instructions
 // of 1024 weights are half of what an A100 has time for while it moves those.
+#include "bitmask_convert.h"
 #include "bitmask_expand.cuh"
-#include "kernels_cuda.h"
 #include "launch.h"
 #include "ptx.cuh"
 #include "row_piece.cuh"

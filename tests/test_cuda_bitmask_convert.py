@@ -1,0 +1,150 @@
+"""Kernels that make and unmake packed bitmask weights, to the bit of layouts/bitmask.py."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import bits
+from cuda_bitmask import WEIGHT, patterns
+from cuda_linear import SOURCES
+from gpu_emulation.host import HostCode
+from gpu_emulation.static import resources, tool
+
+from prunekern.formats import Bitmask, compress
+from prunekern.layouts import Packed, pack_reference, unpack
+from prunekern.testing import random_weight
+
+pytestmark = pytest.mark.gpu_emulation
+DTYPES = (torch.float16, torch.bfloat16)
+DENSITIES = (0.01, 0.3, 0.5, 0.7, 1.0)
+# On and off panels and tiles; rows of whole and of broken bytes; blocks of less than four panels.
+SIZES = ((1, 1), (1, 64), (3, 9), (16, 70), (17, 128), (63, 65), (65, 67), (64, 192), (130, 264))
+POISON = 0xA5
+
+
+@pytest.fixture(scope="module")
+def kernel(nvcc):
+    return HostCode([SOURCES / "bitmask_pack.cu"], "sm_80")
+
+
+def poisoned(shape, dtype):
+    bytes_ = torch.full((torch.Size(shape).numel() * dtype.itemsize,), POISON, dtype=torch.uint8)
+    return bytes_.view(dtype).view(shape)
+
+
+def run(kernel, function, arguments, memory, outputs, **options):
+    """Every byte of the outputs is written once; nothing else is touched."""
+    counters = kernel.run(
+        f"prunekern::{function}", [*arguments, None], memory | outputs,
+        uninitialised=tuple(outputs), **options,
+    )  # fmt: skip
+    for name, tensor in outputs.items():
+        written = counters.writes[name]
+        assert written.asked == written.distinct == tensor.nbytes, name
+    return counters
+
+
+def ends_of(kernel_counts):
+    return kernel_counts.flatten().cumsum(0)
+
+
+def pack(kernel, c: Bitmask, **options) -> tuple[torch.Tensor, ...]:
+    """As the op does: both launches and the sums between them."""
+    N, K = c.shape
+    R, C = -(-N // 64), -(-K // 64)
+    outputs = {
+        "words": poisoned((R, C, 32, 4), torch.int32),
+        "units": poisoned((4 * R * C + 1,), torch.int32),
+        "counts": poisoned((N, C), torch.int32),
+    }
+    run(kernel, "bitmask_pack_words", ["bitmask", N, K, *outputs], {"bitmask": c.bitmask},
+        outputs, **options)  # fmt: skip
+    offsets = outputs["units"].cumsum(0, dtype=torch.int32)
+    memory = {"values": c.values, "words": outputs["words"], "offsets": offsets,
+              "ends": ends_of(outputs["counts"])}  # fmt: skip
+    assert memory["ends"][-1] == len(c.values)
+    packed = {"packed": poisoned((int(offsets[-1]) * 8,), c.dtype)}
+    if len(c.values):
+        run(kernel, "bitmask_pack_values", [*memory, N, K, "packed"], memory, packed, **options)
+    return packed["packed"], outputs["words"], offsets
+
+
+def unpack_by(kernel, packed: Packed, **options) -> Bitmask:
+    """As the op does."""
+    N, K = packed.shape
+    memory = dict(zip(WEIGHT, packed.tensors, strict=True))
+    outputs = {
+        "rows": poisoned((N, -(-K // 8)), torch.uint8),
+        "counts": poisoned((N, -(-K // 64)), torch.int32),
+    }
+    run(kernel, "bitmask_unpack_words", ["bitmask", N, K, *outputs],
+        {"bitmask": memory["bitmask"]}, outputs, **options)  # fmt: skip
+    memory["ends"] = ends_of(outputs["counts"])
+    values = {"kept": poisoned((int(memory["ends"][-1]),), packed.dtype)}
+    if len(values["kept"]):
+        run(kernel, "bitmask_unpack_values", [*memory, N, K, "kept"], memory, values, **options)
+    return Bitmask(values=values["kept"], bitmask=outputs["rows"], shape=packed.shape)
+
+
+def check(kernel, c: Bitmask, name, **options):
+    wanted = pack_reference(c, "sm80")
+    for ours, reference in zip(pack(kernel, c, **options), wanted.tensors, strict=True):
+        assert ours.shape == reference.shape and torch.equal(as_bits(ours), as_bits(reference)), name
+    back = unpack_by(kernel, wanted, **options)
+    assert torch.equal(as_bits(back.values), as_bits(c.values)), name
+    assert torch.equal(back.bitmask, c.bitmask), name
+
+
+def as_bits(t):
+    return bits(t) if t.is_floating_point() else t
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("density", DENSITIES)
+def test_every_size_and_density(kernel, density, dtype):
+    for N, K in SIZES:
+        c = compress(random_weight("bitmask", N, K, dtype, density, seed=N), "bitmask")
+        check(kernel, c, (N, K), seed=K)
+
+
+@pytest.mark.parametrize("name", patterns(2, 2))
+def test_adversarial_patterns(kernel, name):
+    for N, K in ((200, 520), (129, 130)):
+        check(kernel, compress(patterns(N, K)[name].half(), "bitmask"), (N, K), seed=1)
+
+
+def test_values_keep_their_bits(kernel):
+    """Every 16-bit pattern, kept zeros of both signs and NaN with their payloads among them."""
+    values = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.zeros(256, 65, dtype=torch.uint8)
+    rows.view(-1)[torch.randperm(rows.numel(), generator=generator)[:8192]] = 0xFF
+    check(kernel, Bitmask(values=values, bitmask=rows, shape=(256, 520)), "bits")
+
+
+def test_rows_that_start_at_odd_addresses(kernel):
+    """Whole panels, but no pair of bytes that starts at a multiple of two."""
+    c = compress(random_weight("bitmask", 65, 128, torch.float16), "bitmask")
+    moved = np.zeros(c.bitmask.numel() + 1, np.uint8)
+    moved[1:] = c.bitmask.flatten()
+    shifted = torch.from_numpy(moved)[1:].view(c.bitmask.shape)
+    assert shifted.data_ptr() % 2
+    check(kernel, Bitmask(values=c.values, bitmask=shifted, shape=c.shape), "odd")
+
+
+@pytest.mark.parametrize(
+    "arch", ["sm_80", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_90", "sm_120"))]
+)
+def test_no_spills(kernel, arch):
+    try:
+        tool("ptxas")
+    except RuntimeError as absent:
+        pytest.skip(str(absent))
+    for module in kernel.modules:
+        for name, r in resources(module.source.text, arch).items():
+            assert (r.spill_stores, r.spill_loads) == (0, 0), name
+
+
+def test_unpack_without_the_op_is_the_specification():
+    c = compress(random_weight("bitmask", 70, 136, torch.float16), "bitmask")
+    back = unpack(pack_reference(c, "sm80"))
+    assert torch.equal(back.bitmask, c.bitmask) and torch.equal(back.values, c.values)
