@@ -75,7 +75,12 @@ def test_every_kind_of_split(kernel, M, N, K, sms, kind):
     check(kernel, (M, N, K), sms, DTYPES[M % 2], 0.5)
 
 
-@pytest.mark.parametrize("M, N, K, sms", SPLITS["whole splits"] + SPLITS["stripes"])
+def shared_tiles():
+    for case in SPLITS["whole splits"] + SPLITS["stripes"]:
+        yield pytest.param(*case, marks=[pytest.mark.slow] if case[0] > 128 else [])
+
+
+@pytest.mark.parametrize("M, N, K, sms", shared_tiles())
 def test_result_does_not_depend_on_the_order_of_blocks(kernel, M, N, K, sms):
     case = make_case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms)
@@ -92,7 +97,7 @@ def test_adversarial_patterns(kernel, M, name):
     check_exact(kernel, case_of(weight, M, exact=True), 2, name, seed=M)
 
 
-@pytest.mark.parametrize("M", [2, 40])
+@pytest.mark.parametrize("M", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_more_columns_than_16_bits_count(kernel, M):
     check(kernel, (M, 17, 65544), 3, torch.bfloat16, 0.1)
 

@@ -13,7 +13,8 @@ from prunekern.testing import random_weight
 
 pytestmark = pytest.mark.gpu_emulation
 A100_SMS = 108
-ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+slow = pytest.mark.slow
+ARCHES = ("sm_80", "sm_120", *(pytest.param(f"sm_{n}", marks=slow) for n in (86, 89, 90, 100)))
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,10 @@ def kernel(nvcc):
     return linear()
 
 
-@pytest.mark.parametrize("density", [0.5, 0.3])
-@pytest.mark.parametrize("M", [1, 8])
+@pytest.mark.parametrize(
+    "M, density",
+    [(8, 0.5), *(pytest.param(*p, marks=slow) for p in ((8, 0.3), (1, 0.5), (1, 0.3)))],
+)
 def test_decode_of_a_7b_projection(kernel, M, density):
     case = make_case(M, 4096, 4096, torch.float16, density, bias=False)
     _, counters = kernel.product(case, A100_SMS, races=M == 8)
@@ -42,8 +45,7 @@ def test_decode_of_a_7b_projection(kernel, M, density):
     assert counters.reads["offsets"].sectors <= 2.01 * case.tiles / 4
 
 
-@pytest.mark.parametrize("M", [8, 128])
-def test_no_population_counts(kernel, M):
+def test_no_population_counts(kernel):
     for module in kernel.modules:
         assert "popc" not in module.source.text
 
