@@ -14,11 +14,11 @@
 // A warp a panel.
 //
 // Limit: accesses of two bytes, a load and a store for each kept weight. Counted at half density
-// for 1024 weights: 671 instructions to pack values and 683 to unpack them, and 115 and 87 for the
+// for 1024 weights: 648 instructions to pack values and 669 to unpack them, and 115 and 87 for the
 // bits. Sectors a weight, in bytes: 2.9 on the panel's side, where a nibble's lanes are neighbours,
 // and 13 on the canonical side, where they are in 16 rows, against 1 that is needed: of loads L1
-// serves the rest, of stores L2. It is done once when a weight is made, so that less is not worth a
-// transpose.
+// serves the rest, of stores L2. It is done once when a weight is made: no transpose in shared
+// memory pays its lines.
 #include "bitmask_convert.h"
 #include "bitmask_expand.cuh"
 #include "launch.h"
@@ -164,18 +164,18 @@ __device__ int for_kept(const Tile& tile, int64_t (&first)[2], Move move) {
 
 template <bool kPack>
 __global__ void __launch_bounds__(kThreads)
-    bitmask_move_values_kernel(const uint16_t* __restrict__ from, const uint4* __restrict__ words,
+    bitmask_move_values_kernel(const uint16_t* __restrict__ from,
+                               const uint32_t* __restrict__ words,
                                const int32_t* __restrict__ offsets,
                                const int64_t* __restrict__ ends, int64_t N, int64_t K,
                                uint16_t* __restrict__ to) {
     const Place p(N, K);
     if (!p.exists) return;
-    const uint4 four = words[p.panel * kLanes + p.lane];
-    Tile tiles[kTiles];
-    count({four.x, four.y, four.z, four.w}, tiles);
 #pragma unroll 1
     for (int i = 0; i < kTiles; ++i) {
-        const Tile& tile = tiles[i];
+        Tile counted[1];
+        count({words[(p.panel * kLanes + p.lane) * kTiles + i]}, counted);
+        const Tile& tile = counted[0];
         const int32_t* at = offsets + p.panel * kTiles + i;
         const int64_t begin = int64_t{kUnit} * at[0], end = int64_t{kUnit} * at[1];
         int64_t first[2];
@@ -203,7 +203,7 @@ template <bool kPack>
 cudaError_t move_values(const void* from, const int32_t* words, const int32_t* offsets,
                         const int64_t* ends, int64_t N, int64_t K, void* to, cudaStream_t stream) {
     return launch(bitmask_move_values_kernel<kPack>, {blocks(N, K), kThreads}, stream,
-                  static_cast<const uint16_t*>(from), reinterpret_cast<const uint4*>(words),
+                  static_cast<const uint16_t*>(from), reinterpret_cast<const uint32_t*>(words),
                   offsets, ends, N, K, static_cast<uint16_t*>(to));
 }
 
