@@ -15,7 +15,7 @@ from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
 from prunekern.nn import SparseLinear
 from prunekern.ops import linear
-from prunekern.pruning import prune
+from prunekern.pruning import permute_channels, prune
 from prunekern.replace import replace_linears, restore_linears
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "linear",
     "nbytes",
     "pack",
+    "permute_channels",
     "prune",
     "replace_linears",
     "restore_linears",
