@@ -16,6 +16,7 @@ from prunekern.layouts import Packed, pack, unpack
 from prunekern.nn import SparseLinear
 from prunekern.ops import linear
 from prunekern.pruning import permute_channels, prune
+from prunekern.recovery import recover
 from prunekern.replace import replace_linears, restore_linears
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "pack",
     "permute_channels",
     "prune",
+    "recover",
     "replace_linears",
     "restore_linears",
     "unpack",
