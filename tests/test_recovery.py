@@ -153,12 +153,12 @@ def test_checkpoints_of_another_training_are_refused(llama, tokens, tmp_path):
     recover(pruned(llama), tokens)
     model = pruned(llama)
     before = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="with lr 0.01 instead of 0.5; name another folder"):
+    with pytest.raises(ValueError, match=r"with lr 0.01 instead of 0.5; name another folder"):
         prunekern.recover(model, tokens, **SETTINGS | {"lr": 0.5}, checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="must be of this training, got .* with data"):
+    with pytest.raises(ValueError, match=r"must be of this training, got .* with data"):
         recover(model, tokens[:5])
     (tmp_path / FILE).write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="must be one that recover wrote, got .*recovery.pt"):
+    with pytest.raises(ValueError, match=r"must be one that recover wrote, got .*recovery.pt"):
         recover(model, tokens)
     assert same(model, before)
 

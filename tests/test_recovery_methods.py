@@ -303,17 +303,17 @@ def test_hidden_loss_weighs_layers_alike():
 def test_errors_leave_the_model_alone(llama):
     model = llama()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="layers must be pruned, got no zeros in .*prune first"):
+    with pytest.raises(ValueError, match=r"layers must be pruned, got no zeros in .*prune first"):
         FixedMask().attach(model, 1)
     prunekern.prune(model, "2:4", targets="q_proj")
     with pytest.raises(ValueError, match=r"no zeros in model\.layers\.0\.self_attn\.k_proj"):
         FixedMask(["q_proj", "k_proj"]).attach(model, 1)
-    with pytest.raises(ValueError, match="method must be one of fixed, .*got 'magic'"):
+    with pytest.raises(ValueError, match=r"method must be one of fixed, .*got 'magic'"):
         method_of("magic")
     for wrong in ({"warmup": 0.5, "cooldown": 0.5}, {"warmup": -0.1}):
         with pytest.raises(ValueError, match="warmup and cooldown must be shares"):
             Gradual(**wrong)
-    with pytest.raises(ValueError, match="sparsity of 2:4 must be 0.5"):
+    with pytest.raises(ValueError, match=r"sparsity of 2:4 must be 0.5"):
         SrSte("2:4", 0.6)
     with pytest.raises(ValueError, match="decay must be 0 or more"):
         SrSte(decay=-1.0)
@@ -322,7 +322,7 @@ def test_errors_leave_the_model_alone(llama):
         pass
 
     model.model.layers[1].mlp.up_proj.__class__ = Scaled
-    with pytest.raises(ValueError, match="up_proj must be a plain nn.Linear for sr-ste"):
+    with pytest.raises(ValueError, match=r"up_proj must be a plain nn.Linear for sr-ste"):
         SrSte(targets="all-linear").attach(model, 1)
     assert all(type(m) in (nn.Linear, Scaled) for m in model.modules() if isinstance(m, nn.Linear))
     assert before.keys() == model.state_dict().keys()

@@ -11,7 +11,7 @@ from prunekern.recovery import texts
 
 
 class Words:
-    """Tokens are words and what is between; offsets as fast tokenizers of transformers give them."""
+    """Tokens are words and what is between; offsets as fast tokenizers give them."""
 
     def __call__(self, text, return_tensors=None, return_offsets_mapping=False, verbose=True):
         import torch
