@@ -12,6 +12,7 @@ import torch
 import prunekern
 from prunekern.recovery import Gradual, Movement, RecoverCallback, SrSte, lora, plot_losses
 from prunekern.recovery.data import batch_of
+from prunekern.recovery.interrupt import deferred_interrupt
 from prunekern.recovery.state import FILE
 
 METHODS = {
@@ -117,17 +118,23 @@ def test_interrupt_ends_the_step_and_leaves_a_checkpoint(llama, tokens, tmp_path
     straight, model = pruned(llama), pruned(llama)
     prunekern.recover(straight, tokens, **SETTINGS)
     handler = signal.getsignal(signal.SIGINT)
-    model.model.layers[0].register_forward_hook(
-        lambda *_: os.kill(os.getpid(), signal.SIGINT) if model.training else None
-    )
+    strikes = []
+
+    def strike(*_):
+        if not strikes:  # in the midst of a forward pass
+            strikes.append(os.kill(os.getpid(), signal.SIGINT))
+
+    model.model.layers[0].register_forward_hook(strike)
     with pytest.raises(KeyboardInterrupt):
-        # Struck twice in a step, the second would raise at once.
-        prunekern.recover(model, tokens, **SETTINGS | {"accumulate": 1}, checkpoint=tmp_path)
+        prunekern.recover(model, tokens, **SETTINGS, checkpoint=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     assert os.listdir(tmp_path) == [FILE]
     assert torch.load(tmp_path / FILE, weights_only=True)["step"] == 1
     zeros = {n for n, p in model.named_parameters() if (p == 0).double().mean() == 0.5}
     assert len(zeros) == 14  # and the model is left pruned
+    again = pruned(llama)
+    prunekern.recover(again, tokens, **SETTINGS, checkpoint=tmp_path)
+    assert same(again, straight)
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(llama, tokens, tmp_path, monkeypatch):
@@ -325,6 +332,28 @@ def test_a_loss_that_is_not_finite_stops(llama, tokens):
     with pytest.raises(ValueError, match="loss must be finite, got nan in step 1; a lower lr"):
         prunekern.recover(model, tokens)
     assert not model.training
+
+
+def test_the_second_interrupt_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_coarse_weights_are_warned_of(llama, tokens):
+    model = pruned(llama).bfloat16()
+    with pytest.warns(UserWarning, match="weights are torch.bfloat16, whose steps are coarser"):
+        prunekern.recover(model, tokens, steps=1)
+
+
+def test_layers_that_were_replaced_are_refused(llama, tokens):
+    model = pruned(llama)
+    prunekern.replace_linears(model, "2:4", targets="q_proj")
+    with pytest.raises(ValueError, match=r"q_proj must be an nn.Linear, .*restore_linears"):
+        prunekern.recover(model, tokens)
+    prunekern.restore_linears(model)
+    assert len(prunekern.recover(model, tokens, steps=1).layers) == 14
 
 
 def test_frozen_models_are_refused(llama, tokens):

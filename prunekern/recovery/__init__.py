@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +170,12 @@ def recover(
     }
     saved = load_state(checkpoint, settings) if checkpoint is not None else None
     parent = find_teacher(model, teacher, rule)
+    if next(model.parameters()).dtype in (torch.bfloat16, torch.float16):
+        warnings.warn(
+            f"recover: weights are {next(model.parameters()).dtype}, whose steps are coarser than "
+            "most updates; model.float() and autocast=torch.bfloat16 train better",
+            stacklevel=2,
+        )
     objective = Objective(parent, teacher_weight, temperature, hidden_weight)
 
     rule.attach(model, steps)

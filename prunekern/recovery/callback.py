@@ -20,7 +20,7 @@ class RecoverCallback(TrainerCallback):
 
     The Trainer's checkpoints hold the model as it is meanwhile, dense for "sr-ste" and "movement",
     and beside it what the method must know to go on; `resume_from_checkpoint` works. After
-    training the model is pruned.
+    training the model is pruned. If an error ends it, `callback.method.detach()` does that.
 
     Args:
         method: As of `prunekern.recover`, "lora" excepted: the Trainer makes its optimizer before

@@ -65,7 +65,6 @@ class Lora(Method):
         if type(rank) is not int or rank < 1:
             raise ValueError(f"recover: rank must be 1 or more, got {rank!r}")
         self.rank, self.alpha = rank, 2 * rank if alpha is None else alpha
-        self._model: nn.Module | None = None
 
     def attach(self, model: nn.Module, steps: int) -> None:
         """Puts adapters on the pruned layers; all other parameters are frozen until `detach`.
@@ -89,8 +88,6 @@ class Lora(Method):
     @torch.no_grad()
     def detach(self) -> None:
         """Merges, and puts the plain layers back."""
-        if self._model is None:
-            return
         for name, module in self.modules.items():
             module.weight.copy_(self._model.get_submodule(name).merged_weight())
             parent, _, child = name.rpartition(".")
@@ -98,7 +95,6 @@ class Lora(Method):
         write_zeros(self.modules, self.masks)
         for parameter in self._trained:
             parameter.requires_grad_(True)
-        self._model = None
 
     def settings(self) -> dict:
         """With rank and alpha."""

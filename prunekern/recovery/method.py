@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from prunekern.nn import SparseLinear
 from prunekern.targets import ALL_LINEAR, match_modules
 
 
@@ -42,7 +43,7 @@ class Method:
         """When weights have moved."""
 
     def detach(self) -> None:
-        """Writes +0.0 where masks say so and lets go of the layers; safe to call twice."""
+        """Writes +0.0 where masks say so and lets go of the layers."""
         raise NotImplementedError
 
     def own_parameters(self) -> list[nn.Parameter]:
@@ -101,7 +102,12 @@ def sparse_layers(
 def linear_layers(model: nn.Module, targets: str | Sequence[str], who: str) -> dict[str, nn.Module]:
     """Name -> matched Linear layer, each once; refuses weights that can not be trained."""
     modules: dict[str, nn.Module] = {}
-    for name, module in match_modules(model, targets, who).items():
+    for name, module in match_modules(model, targets, who, _linear_or_sparse).items():
+        if isinstance(module, SparseLinear):
+            raise ValueError(
+                f"{who}: {name} must be an nn.Linear, got a SparseLinear, whose weight is fixed; "
+                "call prunekern.restore_linears(model) first"
+            )
         if any(module.weight is other.weight for other in modules.values()):
             continue
         weight = module.weight
@@ -116,6 +122,10 @@ def linear_layers(model: nn.Module, targets: str | Sequence[str], who: str) -> d
             )
         modules[name] = module
     return modules
+
+
+def _linear_or_sparse(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, SparseLinear))
 
 
 @torch.no_grad()

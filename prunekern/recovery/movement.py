@@ -43,7 +43,6 @@ class Movement(Method):
     ) -> None:
         super().__init__(targets)
         self.sparsity = Sparsity(pattern, sparsity, warmup, cooldown)
-        self._pruner: MovementPruner | None = None
 
     def attach(self, model: nn.Module, steps: int) -> None:
         """Scores of zero beside each target's weight.
@@ -73,10 +72,7 @@ class Movement(Method):
 
     def detach(self) -> None:
         """Writes W * M(S) into the weights and takes the scores away."""
-        if self._pruner is None:
-            return
         self._pruner.finish()
-        self._pruner = None
         self.masks = {n: m.weight.detach() != 0 for n, m in self.modules.items()}
 
     def own_parameters(self) -> list[nn.Parameter]:

@@ -42,7 +42,11 @@ class Objective:
                 wanted = self.teacher(tokens, **options)
         out = model(tokens, **options)
         total, entropy, divergence = LogitsLoss.apply(
-            out.logits, tokens, wanted and wanted.logits, self.weight, self.temperature
+            out.logits,
+            tokens,
+            None if wanted is None else wanted.logits,
+            self.weight,
+            self.temperature,
         )
         terms = {"total": total, "next_token": entropy}
         if wanted is not None:

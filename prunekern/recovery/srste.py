@@ -67,6 +67,11 @@ class SrSte(StraightThrough):
         for name, module in self.modules.items():
             self.masks[name].copy_(self.sparsity.mask(magnitude_scores(module.weight)))
 
+    def detach(self) -> None:
+        """Prunes the weights as they are now, which may have been loaded since the last step."""
+        self.after_optimizer()
+        super().detach()
+
     def settings(self) -> dict:
         """With pattern and decay."""
         return super().settings() | self.sparsity.settings() | {"decay": self.decay}
