@@ -125,6 +125,40 @@ def test_layers_of_one_input_share_one_statistic(llama, monkeypatch):
     assert len(factored) == 14
 
 
+def test_a_layer_is_left_when_all_targets_were_heard(llama, monkeypatch):
+    model, ran = llama(), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: ran.append(1))
+    wanda(model, targets=["q_proj", "v_proj"])
+    # To record calls: 2 layers. Statistics: the first window only. Then layer 0 to feed layer 1.
+    assert len(ran) == 2 + 2 * 1 + 1 * len(IDS)
+
+
+@pytest.mark.parametrize("repeats", [(2, 2, 2, 2, 2), (1, 1, 2, 1, 1), (1, 0, 1, 1, 0)])
+def test_layers_run_twice_or_not_at_all_are_heard_as_often(llama, monkeypatch, repeats):
+    """As experts are, to which a window may send no token."""
+
+    class Experts(nn.Module):
+        def __init__(self, mlp):
+            super().__init__()
+            self.mlp, self.own_proj, self.calls = mlp, nn.Linear(64, 64), 0
+
+        def forward(self, x):
+            repeat = repeats[(self.calls - 1) % 5] if self.calls else 1  # first: recording
+            self.calls += 1
+            for i in range(repeat):
+                x = x + self.own_proj(x + i)
+            return self.mlp(x + 0.0)
+
+    heard = []
+    model = llama(num_hidden_layers=1)
+    model.model.layers[0].mlp = Experts(model.model.layers[0].mlp)
+    add = InputNorms.add
+    monkeypatch.setattr(InputNorms, "add", lambda self, x: (heard.append(len(x)), add(self, x)))
+    wanda(model)
+    assert sum(heard) == 24 * (5 * 4 + sum(repeats[:5]))
+
+
 def test_each_layer_is_listened_to_once_for_each_token(llama, monkeypatch):
     tokens = []
     monkeypatch.setattr(InputNorms, "add", lambda self, x: tokens.append(len(x)))
@@ -449,6 +483,11 @@ def test_other_models_are_told_what_to_do():
     model = nn.ModuleDict({"q_proj": nn.Linear(8, 8)})
     with pytest.raises(ValueError, match=r"decoder layers at model.layers.* magnitude and random"):
         wanda(model)
+
+
+def test_gradients_need_a_loss(llama):
+    with pytest.raises(ValueError, match="causal language model for taylor, got LlamaModel"):
+        wanda(llama().model, method="taylor")
 
 
 # ---------------------------------------------------------------------------------- calibration

@@ -195,11 +195,15 @@ def test_sparsegpt_is_optimal_brain_surgery(n, m, freeze):
         assert not got[frozen].any()
 
 
-def test_sparsegpt_blocks_of_columns():
+@pytest.mark.parametrize("nm", [None, (2, 4), (1, 3)])
+def test_sparsegpt_blocks_of_columns(nm):
     x, weight = inputs(600, 150), torch.randn(4, 150)  # more than one block of 128
     damped, factor, dead = factored(x)
-    expected = obs(weight, damped, lambda costs: layer_mask(costs, 0.6), 128)
-    got = sparsegpt(weight, factor, dead, None, 0.6)
+    if nm is None:
+        expected = obs(weight, damped, lambda costs: layer_mask(costs, 0.6), 128)
+    else:
+        expected = obs(weight, damped, lambda costs: nm_mask(costs, *nm), nm[1])
+    got = sparsegpt(weight, factor, dead, nm, 0.6)
     assert torch.equal(got != 0, expected != 0)
     torch.testing.assert_close(got.double(), expected, rtol=5e-3, atol=5e-3)
 

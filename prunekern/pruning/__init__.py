@@ -184,7 +184,7 @@ def prune(
             InputNorms if needs == "norms" else Hessian,
             partial(_decide, rule, shares),
             state,
-            asdict(rule) | {"shares": shares},
+            asdict(rule) | {"sparsity": shares},
             told,
             begin,
         )

@@ -88,7 +88,7 @@ def owl_allocation(work: Plan, sparsity: float, progress: Progress, end: float) 
         for index in range(work.last + 1):
             modules = work.targets.get(index, {})
             with InputStatistics(modules, InputNorms) as statistics:
-                activations.run(index, keep=True, tick=tick, after_first=statistics.share)
+                activations.run(index, keep=True, tick=tick, after_window=statistics.next_window)
             scores = [
                 wanda_scores(masked_weight(modules[name]), norms.norm(name))
                 for norms, names in statistics.groups()
@@ -175,8 +175,8 @@ def _pruned(
         for _ in work.windows:
             tick()
         return found
-    with InputStatistics(modules, make_statistic) as statistics:
-        activations.run(index, keep=False, tick=tick, after_first=statistics.share)
+    with InputStatistics(modules, make_statistic, stop=True) as statistics:
+        activations.run(index, keep=False, tick=tick, after_window=statistics.next_window)
     pruned = {}
     groups = statistics.groups()
     while groups:
