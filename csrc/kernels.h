@@ -2,7 +2,7 @@
 //
 // All of them compute y[M,N] = x[M,K] W[N,K]^T + bias[N], W compressed, with fp32 accumulation, for
 // any M >= 1, N >= 1, K >= 1. x and y are dense, row-major and of the weight's dtype; so is bias.
-// The layout that each launcher reads is drawn in prunekern/layouts.py, which is the specification.
+// The layout that each launcher reads is drawn in prunekern/layouts/, which is the specification.
 #pragma once
 #include <cstdint>
 
@@ -58,7 +58,7 @@ void csr_linear_avx2(const Problem&, const CsrWeight&);
 void csr_linear_avx512(const Problem&, const CsrWeight&);
 
 // Packing: canonical tensors of one weight to the order that a kernel reads. Outputs are allocated
-// by the caller with the sizes of layouts.py and written whole, padding included.
+// by the caller with the sizes of prunekern/layouts and written whole, padding included.
 
 // kTileRows rows side by side: 8 (avx2) or 16 (avx512, avx512bf16).
 struct Sparse24Pack {

@@ -1,12 +1,12 @@
 // Every op of the package: schemas on one screen, then what checks and launches them on the CPU.
-// What does so on a GPU: ops_cuda.cpp.
+// What does so on a GPU: ops_cuda_<format>.cpp.
 // Built against torch's stable ABI, so that one build serves many versions of torch.
 //
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
 //   <format>_pack_<variant>     canonical tensors -> packed tensors; _unpack_ is its inverse
 //   <format>_decompress         canonical tensors -> the dense weight
 //
-// prunekern/layouts.py draws both. Ops check what costs next to nothing: dtypes, devices, sizes.
+// prunekern/layouts/ draws both. Ops check what costs next to nothing: dtypes, devices, sizes.
 // What canonical tensors hold (positions, columns, bits) is prunekern.formats.validate's to check.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -121,7 +121,7 @@ struct Sparse24Variant {
     bool pair_codes;
 };
 
-// values and meta of the variant's layout, as sizes that layouts.py draws.
+// values and meta of the variant's layout, as sizes that prunekern/layouts draws.
 void check_sparse24(const Sparse24Variant& v, const Tensor& values, const Tensor& meta, int64_t N,
                     int64_t K) {
     const char* op = v.linear_op;

@@ -17,12 +17,10 @@ from torch import Tensor
 from prunekern import _triton, reference, rivals
 from prunekern.formats import decompress, take_kept
 from prunekern.layouts import (
-    BITMASK_TILE_ROWS,
+    FORMATS,
     LAYOUTS,
-    PADDING,
     PANEL_LAYOUTS,
     RIVALS,
-    TILE_ROWS,
     Facts,
     Packed,
     device_of,
@@ -100,7 +98,7 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
             if hasattr(torch.ops.prunekern, f"{stem}_pack_{layout}"):
                 torch.library.register_fake(
                     f"prunekern::{stem}_pack_{layout}",
-                    functools.partial(_FAKE_PACKS[stem], layout),
+                    functools.partial(FORMATS[stem].fake_pack, layout),
                     lib=fragment,
                 )
     for name, fake in (
@@ -116,21 +114,6 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
 
 def _fake_linear(x, *args):
     return x.new_empty((*x.shape[:-1], args[-2]))
-
-
-def _fake_sparse24_pack(layout, values, meta, out_features, in_features):
-    if layout in PANEL_LAYOUTS:
-        panels = (-(-out_features // 64), -(-in_features // 64))
-        words = meta.new_empty((*panels, 32, 4), dtype=torch.int32)
-        return values.new_empty((*panels, 4, 2, 32, 8)), words
-    if layout == "triton":
-        C = 2 * -(-in_features // 64)
-        words = meta.new_empty((C, out_features), dtype=torch.int32)
-        return values.new_empty((out_features, 16 * C)), words
-    R = TILE_ROWS[layout]
-    T, C = -(-out_features // R), -(-in_features // 32)
-    pair = (R, 2) if values.dtype == torch.bfloat16 else (2, R)
-    return values.new_empty((T, 8 * C, *pair)), meta.new_empty((T, C, R), dtype=torch.int32)
 
 
 def _fake_sparse24_unpack(values, meta, out_features, in_features):
@@ -149,15 +132,6 @@ def _fake_sparse24_compress(weight, largest):
     values = weight.new_empty((len(weight), 2 * groups))
     return values, meta, weight.new_empty(1, dtype=torch.int32)
 
-
-def _fake_bitmask_pack(layout, values, bitmask, out_features, in_features):
-    T, C = -(-out_features // BITMASK_TILE_ROWS), -(-in_features // 64)
-    words = bitmask.new_empty((T, C, BITMASK_TILE_ROWS), dtype=torch.int64)
-    offsets = bitmask.new_empty((T + 1,), dtype=torch.int64)
-    return values.new_empty((values.shape[0] + PADDING,)), words, offsets
-
-
-_FAKE_PACKS = {"sparse24": _fake_sparse24_pack, "bitmask": _fake_bitmask_pack}
 
 OPS = _register()
 
@@ -236,10 +210,11 @@ def op_for(stem: str, layout: str, who: str = "op_for") -> torch._ops.OpOverload
 
 def _dense(packed: Packed) -> Tensor:
     """The dense weight; on a GPU by a kernel where there is one, without more memory than that."""
-    if packed.layout == "triton" and packed.stem == "sparse24":
+    is_24 = packed.stem == "sparse24"
+    if is_24 and packed.layout == "triton":
         return torch.ops.prunekern.sparse24_decompress_triton(*packed.tensors, *packed.shape)
     c = unpack(packed)
-    if packed.layout in PANEL_LAYOUTS and c.device.type == "cuda":
+    if is_24 and packed.layout in PANEL_LAYOUTS and c.device.type == "cuda":
         return torch.ops.prunekern.sparse24_decompress(c.values, c.meta, *c.shape)
     return decompress(c)
 

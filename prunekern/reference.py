@@ -1,6 +1,6 @@
 """y[..., N] = x[..., K] W[N, K]^T + bias[N], slow and obvious: what every kernel is compared with.
 
-Each takes the tensors of its "reference" layout (see layouts.py), makes the weight dense again and
+Each takes the tensors of its "reference" layout (see layouts), makes the weight dense again and
 multiplies in float32. On any device.
 """
 

@@ -1,4 +1,4 @@
-"""Kernels that make and unmake 2:4 weights, to the bit of formats.py and layouts.py."""
+"""Kernels that make and unmake 2:4 weights, to the bit of formats.py and layouts."""
 
 import ctypes
 import itertools

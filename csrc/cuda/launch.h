@@ -6,12 +6,19 @@
 
 namespace prunekern {
 
-// On a linear grid. More blocks than a grid may have are refused rather than cut to 32 bits.
+struct Grid {
+    int64_t blocks;
+    int threads;           // of a block
+    int shared_bytes = 0;  // of a block, beside those that the kernel declares
+};
+
+// More blocks than a grid may have are refused rather than cut to 32 bits.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(Parameters...), Grid grid, cudaStream_t stream,
                    Arguments... arguments) {
-    if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);
+    if (grid.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+    kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, grid.shared_bytes, stream>>>(
+        arguments...);
     return cudaGetLastError();
 }
 

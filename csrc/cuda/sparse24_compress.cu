@@ -143,7 +143,7 @@ bool are_aligned(int64_t K, const void* dense, const void* mask, const void* val
 
 template <typename Kernel, typename... Arguments>
 cudaError_t launch_on_rows(Kernel kernel, int64_t N, cudaStream_t stream, Arguments... arguments) {
-    return launch(kernel, (N + kWarps - 1) / kWarps, kWarp * kWarps, stream, arguments...);
+    return launch(kernel, {(N + kWarps - 1) / kWarps, kWarp * kWarps}, stream, arguments...);
 }
 
 template <Keep kKeep, bool kMasked>

@@ -24,10 +24,10 @@
 // conversions of pairs: more than all of the above together, to save two mma.sp that nobody waits
 // for.
 #include "combine.cuh"
+#include "launch.h"
 #include "output.cuh"
 #include "ptx.cuh"
-#include "sparse24_fragments.h"
-#include "sparse24_sm80.h"
+#include "sparse24_arguments.h"
 
 namespace prunekern {
 namespace {
@@ -36,16 +36,7 @@ using namespace sparse24_fragments;
 
 constexpr int kWarps = kDecodeWarps, kThreads = kWarps * kLanes, kStages = 4;
 
-struct Decode {
-    const char* values;
-    const char* meta;
-    const void* x;
-    void* y;
-    const void* bias;  // or null
-    int M, N, K;
-    Stripes stripes;
-    void* workspace;
-};
+using Decode = Sparse24Arguments;
 
 struct Panel {
     uint4 values[kRowTiles * kSteps], meta;
@@ -209,20 +200,10 @@ __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
 template <class Element>
 cudaError_t sparse24_decode_sm80(const CudaProblem& problem, const PanelWeight& weight,
                                  const Sparse24Plan& plan) {
-    const Decode p{static_cast<const char*>(weight.values),
-                   reinterpret_cast<const char*>(weight.meta),
-                   problem.x,
-                   problem.y,
-                   problem.bias,
-                   static_cast<int>(problem.M),
-                   static_cast<int>(problem.N),
-                   static_cast<int>(problem.K),
-                   plan.stripes,
-                   problem.workspace};
     auto* kernel = plan.token_tiles == 1 ? sparse24_decode_sm80_kernel<Element, 1>
                                          : sparse24_decode_sm80_kernel<Element, 2>;
-    kernel<<<p.stripes.blocks, kThreads, 0, problem.stream>>>(p);
-    return cudaGetLastError();
+    return launch(kernel, {plan.stripes.blocks, kThreads}, problem.stream,
+                  arguments_of(problem, weight, plan));
 }
 template cudaError_t sparse24_decode_sm80<__half>(const CudaProblem&, const PanelWeight&,
                                                   const Sparse24Plan&);

@@ -206,7 +206,7 @@ cudaError_t sparse24_pack_panels(const void* values, const uint8_t* meta, int64_
                                  void* panel_values, int32_t* panel_meta, cudaStream_t stream) {
     const auto kernel = are_aligned(K, values, meta) ? &sparse24_pack_panels_kernel<true>
                                                      : &sparse24_pack_panels_kernel<false>;
-    return launch(kernel, blocks(N, K), kThreads, stream, static_cast<const uint16_t*>(values),
+    return launch(kernel, {blocks(N, K), kThreads}, stream, static_cast<const uint16_t*>(values),
                   meta, N, K, static_cast<Words*>(panel_values),
                   reinterpret_cast<Words*>(panel_meta));
 }
@@ -215,7 +215,7 @@ cudaError_t sparse24_unpack_panels(const void* panel_values, const int32_t* pane
                                    int64_t K, void* values, uint8_t* meta, cudaStream_t stream) {
     const auto kernel = are_aligned(K, values, meta) ? &sparse24_unpack_panels_kernel<true>
                                                      : &sparse24_unpack_panels_kernel<false>;
-    return launch(kernel, blocks(N, K), kThreads, stream, static_cast<const Words*>(panel_values),
+    return launch(kernel, {blocks(N, K), kThreads}, stream, static_cast<const Words*>(panel_values),
                   reinterpret_cast<const Words*>(panel_meta), N, K, static_cast<uint16_t*>(values),
                   meta);
 }

@@ -20,10 +20,10 @@
 // warps of a scheduler last 512 clocks, longer than L2 takes. At 64 tokens and fewer W's bytes
 // bind: half the accumulators leave registers for three steps of W in flight.
 #include "combine.cuh"
+#include "launch.h"
 #include "output.cuh"
 #include "ptx.cuh"
-#include "sparse24_fragments.h"
-#include "sparse24_sm80.h"
+#include "sparse24_arguments.h"
 
 namespace prunekern {
 namespace {
@@ -32,17 +32,7 @@ using namespace sparse24_fragments;
 
 constexpr int kStages = 3, kRowWarps = kPrefillRowWarps;
 
-struct Prefill {
-    const char* values;
-    const char* meta;
-    const void* x;
-    void* y;
-    const void* bias;  // or null
-    int M, N, K;
-    int row_blocks;  // of 256 rows; tiles of y: row blocks first, then the next tokens
-    Stripes stripes;
-    void* workspace;
-};
+using Prefill = Sparse24Arguments;
 
 template <class Element, int kTokenWarps, int kTokenTiles>
 struct Warp {
@@ -204,36 +194,18 @@ __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps 
     });
 }
 
-template <class Element, int kTokenWarps, int kTokenTiles>
-cudaError_t launch(const Prefill& p, cudaStream_t stream) {
-    sparse24_prefill_sm80_kernel<Element, kTokenWarps, kTokenTiles>
-        <<<p.stripes.blocks, kRowWarps * kTokenWarps * kLanes, 0, stream>>>(p);
-    return cudaGetLastError();
-}
-
 }  // namespace
 
 template <class Element>
 cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight& weight,
                                   const Sparse24Plan& plan) {
-    const int row_blocks = static_cast<int>(ceil_div(row_groups(problem.N), kRowWarps));
-    const Prefill p{static_cast<const char*>(weight.values),
-                    reinterpret_cast<const char*>(weight.meta),
-                    problem.x,
-                    problem.y,
-                    problem.bias,
-                    static_cast<int>(problem.M),
-                    static_cast<int>(problem.N),
-                    static_cast<int>(problem.K),
-                    row_blocks,
-                    plan.stripes,
-                    problem.workspace};
     const bool wide = plan.token_warps == 2;
-    if (plan.token_tiles == 4)
-        return wide ? launch<Element, 2, 4>(p, problem.stream)
-                    : launch<Element, 1, 4>(p, problem.stream);
-    return wide ? launch<Element, 2, 8>(p, problem.stream)
-                : launch<Element, 1, 8>(p, problem.stream);
+    auto* kernel = plan.token_tiles == 4 ? (wide ? sparse24_prefill_sm80_kernel<Element, 2, 4>
+                                                 : sparse24_prefill_sm80_kernel<Element, 1, 4>)
+                                         : (wide ? sparse24_prefill_sm80_kernel<Element, 2, 8>
+                                                 : sparse24_prefill_sm80_kernel<Element, 1, 8>);
+    return launch(kernel, {plan.stripes.blocks, kRowWarps * plan.token_warps * kLanes},
+                  problem.stream, arguments_of(problem, weight, plan));
 }
 template cudaError_t sparse24_prefill_sm80<__half>(const CudaProblem&, const PanelWeight&,
                                                    const Sparse24Plan&);

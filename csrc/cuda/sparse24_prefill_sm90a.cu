@@ -23,10 +23,10 @@
 #include <cuda.h>
 
 #include "combine.cuh"
+#include "launch.h"
 #include "output.cuh"
 #include "ptx.cuh"
-#include "sparse24_fragments.h"
-#include "sparse24_sm80.h"
+#include "sparse24_arguments.h"
 
 namespace prunekern {
 namespace {
@@ -39,17 +39,7 @@ constexpr int kStages = 4, kStageBytes = kTokens * kColumns * 2;
 constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // to align it
 static_assert(kRowGroups == kPrefillRowWarps);
 
-struct PrefillTma {
-    CUtensorMap x;
-    const char* values;
-    const char* meta;
-    void* y;
-    const void* bias;  // or null
-    int M, N;
-    int row_blocks;  // of 256 rows; tiles of y: row blocks first, then the next tokens
-    Stripes stripes;
-    void* workspace;
-};
+using Prefill = Sparse24Arguments;  // with x as a tensor map beside
 
 // Stages of the ring in turn, with the parity of the phase that they are in.
 struct Turn {
@@ -65,14 +55,14 @@ struct Barriers {
     __device__ uint32_t empty_of(int stage) { return ptx::shared_address(empty + stage); }
 };
 
-__device__ void produce(const PrefillTma& p, uint32_t ring, Barriers& barriers) {
+__device__ void produce(const Prefill& p, const CUtensorMap& x, uint32_t ring, Barriers& barriers) {
     Turn turn;
     p.stripes.for_segments(blockIdx.x, [&](int tile, int column, int length) {
         const int first_token = tile / p.row_blocks * kTokens;
         for (int c = column; c < column + length; ++c, turn.next()) {
             ptx::wait_barrier(barriers.empty_of(turn.stage), turn.parity ^ 1);
             ptx::arrive_expecting(barriers.full_of(turn.stage), kStageBytes);
-            ptx::load_box(ring + turn.stage * kStageBytes, &p.x, c * kColumns, first_token,
+            ptx::load_box(ring + turn.stage * kStageBytes, &x, c * kColumns, first_token,
                           barriers.full_of(turn.stage));
         }
     });
@@ -101,7 +91,7 @@ struct Consumer {
     const char* meta[kGroupsEach];
     float acc[kGroupsEach][kTokenTiles * 4];
 
-    __device__ void begin(const PrefillTma& p, int row_group, int column) {
+    __device__ void begin(const Prefill& p, int row_group, int column) {
 #pragma unroll
         for (int g = 0; g < kGroupsEach; ++g) {
             // one beyond the last multiplies the last one's weights, and is not written
@@ -160,7 +150,7 @@ struct Consumer {
         if (leader) ptx::arrive(barriers.empty_of(before));
     }
 
-    __device__ void write(const PrefillTma& p, int row_group, int first_token) const {
+    __device__ void write(const Prefill& p, int row_group, int first_token) const {
         const Output<Element> out{p.y, p.bias, p.M, p.N};
 #pragma unroll
         for (int g = 0; g < kGroupsEach; ++g) {
@@ -176,7 +166,8 @@ struct Consumer {
 
 template <class Element>
 __global__ void __launch_bounds__((1 + kConsumers) * kGroupThreads, 1)
-    sparse24_prefill_sm90a_kernel(const __grid_constant__ PrefillTma p) {
+    sparse24_prefill_sm90a_kernel(const __grid_constant__ CUtensorMap x,
+                                  const __grid_constant__ Prefill p) {
     extern __shared__ uint8_t smem[];
     __shared__ Barriers barriers;
     const uint32_t ring = (ptx::shared_address(smem) + 1023) / 1024 * 1024;
@@ -190,7 +181,7 @@ __global__ void __launch_bounds__((1 + kConsumers) * kGroupThreads, 1)
     __syncthreads();
     if (threadIdx.x < kGroupThreads) {
         ptx::give_registers<24>();
-        if (threadIdx.x == 0) produce(p, ring, barriers);
+        if (threadIdx.x == 0) produce(p, x, ring, barriers);
         return;
     }
     ptx::take_registers<240>();
@@ -232,20 +223,13 @@ cudaError_t encode(CUtensorMap& map, const CudaProblem& problem) {
 }
 
 template <class Element>
-cudaError_t launch(const CudaProblem& problem, const PanelWeight& weight,
-                   const Sparse24Plan& plan) {
-    PrefillTma p{};
-    if (const cudaError_t error = encode(p.x, problem)) return error;
-    p.values = static_cast<const char*>(weight.values);
-    p.meta = reinterpret_cast<const char*>(weight.meta);
-    p.y = problem.y, p.bias = problem.bias;
-    p.M = static_cast<int>(problem.M), p.N = static_cast<int>(problem.N);
-    p.row_blocks = static_cast<int>(ceil_div(row_groups(problem.N), kRowGroups));
-    p.stripes = plan.stripes, p.workspace = problem.workspace;
-    sparse24_prefill_sm90a_kernel<Element>
-        <<<plan.stripes.blocks, (1 + kConsumers) * kGroupThreads, kSharedBytes, problem.stream>>>(
-            p);
-    return cudaGetLastError();
+cudaError_t prefill(const CudaProblem& problem, const PanelWeight& weight,
+                    const Sparse24Plan& plan) {
+    CUtensorMap x;
+    if (const cudaError_t error = encode(x, problem)) return error;
+    return launch(sparse24_prefill_sm90a_kernel<Element>,
+                  {plan.stripes.blocks, (1 + kConsumers) * kGroupThreads, kSharedBytes},
+                  problem.stream, x, arguments_of(problem, weight, plan));
 }
 
 }  // namespace
@@ -263,8 +247,8 @@ cudaError_t sparse24_linear_sm90a(const CudaProblem& problem, const PanelWeight&
     const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms, true);
     // few tokens: memory binds, and the sm80 kernels serve
     if (plan.block_tokens() != kTokens) return sparse24_linear_sm80(problem, weight);
-    return problem.dtype == DType::kFloat16 ? launch<__half>(problem, weight, plan)
-                                            : launch<__nv_bfloat16>(problem, weight, plan);
+    return problem.dtype == DType::kFloat16 ? prefill<__half>(problem, weight, plan)
+                                            : prefill<__nv_bfloat16>(problem, weight, plan);
 }
 
 }  // namespace prunekern

@@ -32,21 +32,6 @@ struct Sparse24Plan {
     int block_tokens() const { return token_warps * token_tiles * kTileTokens; }
 };
 
-// Blocks for so many row groups (or tiles of y) of so many column tiles where `slots` run at once:
-// whole splits of each where they fill seven eighths of the slots, so that no block has parts of
-// two, else equal stripes; none with fewer than `least` column tiles, so that partial sums stay
-// cheap.
-inline int balanced_blocks(int64_t row_groups, int64_t column_tiles, int64_t slots, int64_t least) {
-    const int64_t panels = row_groups * column_tiles;
-    const int64_t most = std::max<int64_t>(1, column_tiles / least);
-    const int64_t whole = row_groups * std::clamp<int64_t>(slots / row_groups, 1, most);
-    const int64_t stripes = std::min(slots, panels / least);
-    const int64_t rounds = sparse24_fragments::ceil_div(whole, slots);
-    const bool full = 8 * whole >= 7 * rounds * slots;
-    const int64_t blocks = full || stripes < std::min(whole, slots) ? whole : stripes;
-    return static_cast<int>(panels > INT32_MAX / blocks ? row_groups : blocks);
-}
-
 inline Sparse24Plan prefill_plan(int64_t M, int64_t N, int64_t K, int64_t sms, int token_tiles,
                                  int token_warps) {
     using namespace sparse24_fragments;

@@ -11,6 +11,7 @@
 // Source: Osama et al., "Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix
 // Multiplication on the GPU", PPoPP 2023.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -57,5 +58,20 @@ struct Stripes {
         return 2 * block + (begin(block) < row_group * column_tiles);
     }
 };
+
+// Blocks for so many row groups (or tiles of y) of so many column tiles where `slots` run at once:
+// whole splits of each where they fill seven eighths of the slots, so that no block has parts of
+// two, else equal stripes; none with fewer than `least` column tiles, so that partial sums stay
+// cheap.
+inline int balanced_blocks(int64_t row_groups, int64_t column_tiles, int64_t slots, int64_t least) {
+    const int64_t panels = row_groups * column_tiles;
+    const int64_t most = std::max<int64_t>(1, column_tiles / least);
+    const int64_t whole = row_groups * std::clamp<int64_t>(slots / row_groups, 1, most);
+    const int64_t stripes = std::min(slots, panels / least);
+    const int64_t rounds = (whole + slots - 1) / slots;
+    const bool full = 8 * whole >= 7 * rounds * slots;
+    const int64_t blocks = full || stripes < std::min(whole, slots) ? whole : stripes;
+    return static_cast<int>(panels > INT32_MAX / blocks ? row_groups : blocks);
+}
 
 }  // namespace prunekern

@@ -1,6 +1,6 @@
 """y[M,N] = x[M,K] W[N,K]^T + bias with W as a bitmask, in Triton.
 
-The layout "triton" of W (layouts.py) has tiles of TILE_N rows and TILE_K columns, those of a row of
+The layout "triton" of W (layouts) has tiles of TILE_N rows and TILE_K columns, those of a row of
 tiles one after the other:
 
     values     the kept of a tile, row by row, +0 up to a whole UNIT
@@ -37,8 +37,8 @@ from torch import Tensor
 from prunekern._triton import check_linear
 from prunekern._triton.blocks import add_parts, dot, rounded, tile_of
 from prunekern._triton.plan import Chip, Plan, chip_of
-from prunekern.layouts import BITMASK_TILE
-from prunekern.layouts import BITMASK_UNIT as UNIT
+from prunekern.layouts.bitmask import BITMASK_TILE
+from prunekern.layouts.bitmask import BITMASK_UNIT as UNIT
 
 TILE_N, TILE_K = BITMASK_TILE
 

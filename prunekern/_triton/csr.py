@@ -1,6 +1,6 @@
 """y[M,N] = x[M,K] W[N,K]^T + bias with W in compressed sparse rows, in Triton.
 
-The layout "triton" of W (layouts.py) orders rows by length and puts STRIP of them together, each
+The layout "triton" of W (layouts) orders rows by length and puts STRIP of them together, each
 padded to as many vectors of VECTOR entries as the strip's longest has:
 
     chunk of STRIP x VECTOR   row  5  a b c d e f g h    next chunk  row  5  i j . . . . . .
@@ -30,8 +30,8 @@ from torch import Tensor
 from prunekern._triton import check_linear
 from prunekern._triton.blocks import rounded, tile_of
 from prunekern._triton.plan import Chip, Plan, chip_of
-from prunekern.layouts import CSR_STRIP as STRIP
-from prunekern.layouts import CSR_VECTOR as VECTOR
+from prunekern.layouts.csr import CSR_STRIP as STRIP
+from prunekern.layouts.csr import CSR_VECTOR as VECTOR
 
 
 @triton.jit

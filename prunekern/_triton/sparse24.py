@@ -1,6 +1,6 @@
 """y[M,N] = x[M,K] W[N,K]^T + bias with W 2:4, in Triton, and W's conversions.
 
-The layout "triton" of W (layouts.py) has rows of whole tiles and metadata ordered by chunk, so that
+The layout "triton" of W (layouts) has rows of whole tiles and metadata ordered by chunk, so that
 a tile of BLOCK_N rows and BLOCK_K columns is read in whole sectors:
 
               BLOCK_K columns, BLOCK_K / 4 groups               chunk of 32 columns

@@ -1,75 +1,15 @@
-// The ops on a GPU: what checks arguments and launches kernels. Schemas: ops.cpp.
-//
-// Nothing here waits for the device. Launches go to torch's current stream of the weight's device,
-// and can be captured into a CUDA graph.
-#include <torch/csrc/stable/accelerator.h>
+// The ops of 2:4 on a GPU: what checks arguments and launches kernels. Schemas: ops.cpp.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <array>
-#include <mutex>
 #include <tuple>
 
-#include "checks.h"
-#include "cuda/kernels_cuda.h"
 #include "cuda/sparse24_convert.h"
 #include "cuda/sparse24_fragments.h"
 #include "cuda/workspace.h"
-#include "tensors.h"
+#include "ops_cuda.h"
 
 namespace prunekern {
 namespace {
-
-constexpr uintptr_t kAlignment = 16;  // bytes, of a vector load
-constexpr int64_t kRowMultiple = 8;   // 16-bit elements in as many bytes
-
-// Kernels count rows and columns in 32 bits, rounded up to their tiles.
-constexpr int64_t kMaxSize = INT32_MAX - 1024;
-
-constexpr size_t kMaxDevices = 128;  // indices of torch have 8 bits, with a sign
-
-struct Gpu {
-    int capability;  // 10 major + minor
-    int64_t sms;
-};
-
-void check_cuda(const char* op, const char* what, cudaError_t error) {
-    if (error != cudaSuccess) fail(op, what, "succeed", cudaGetErrorString(error));
-}
-
-const Gpu& gpu(const char* op, int device) {
-    static std::array<Gpu, kMaxDevices> gpus;
-    static std::array<std::once_flag, kMaxDevices> asked;
-    const auto i = static_cast<size_t>(device);
-    std::call_once(asked.at(i), [&] {
-        int major = 0, minor = 0, sms = 0;
-        const std::pair<int*, cudaDeviceAttr> wanted[] = {
-            {&major, cudaDevAttrComputeCapabilityMajor},
-            {&minor, cudaDevAttrComputeCapabilityMinor},
-            {&sms, cudaDevAttrMultiProcessorCount}};
-        for (const auto& [value, attribute] : wanted)
-            check_cuda(op, "asking for the GPU's attributes",
-                       cudaDeviceGetAttribute(value, attribute, device));
-        gpus[i] = {10 * major + minor, sms};
-    });
-    return gpus[i];
-}
-
-// torch's device and stream for as long as an op runs.
-class Current {
-  public:
-    explicit Current(int device) : guard_(device) {
-        void* stream = nullptr;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-        stream_ = static_cast<cudaStream_t>(stream);
-    }
-    cudaStream_t stream() const { return stream_; }
-
-  private:
-    torch::stable::accelerator::DeviceGuard guard_;
-    cudaStream_t stream_;
-};
 
 struct Sparse24Variant {
     const char* linear_op;
@@ -87,32 +27,6 @@ void prepare_once(int device) {
     if (V.prepare == nullptr) return;
     std::call_once(prepared.at(static_cast<size_t>(device)),
                    [] { check_cuda(V.linear_op, "preparing the kernels", V.prepare()); });
-}
-
-// x as rows that kernels read with 16-byte loads: a copy where it is a view with other strides,
-// starts elsewhere, or has rows of another length. Those are padded with zeros up to a multiple of
-// 8: a packed weight has the same panels for either length, and zeros there. The copy is the price
-// of such a shape, paid by K % 8 != 0 only.
-Tensor aligned_rows(const Tensor& x, int64_t K) {
-    if (K % kRowMultiple != 0) {
-        const int64_t padding[] = {0, ceil_div(K, kRowMultiple) * kRowMultiple - K};
-        return torch::stable::contiguous(torch::stable::pad(x, padding));
-    }
-    if (!x.is_contiguous()) return torch::stable::contiguous(x);
-    return is_aligned(x, kAlignment) ? x : torch::stable::clone(x);
-}
-
-// The weight's device and dtype: sizes, and 16 bits on a GPU.
-Device check_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
-    const Device device = values.device();
-    if (device.type() != DeviceType::CUDA)
-        fail(op, "values", "be on a CUDA device", name_of(device));
-    check_sizes(op, N, K);
-    if (N > kMaxSize || K > kMaxSize)
-        fail(op, "out_features and in_features", "be below 2^31 - 1024", std::max(N, K));
-    if (dtype_of(op, "values", values) == DType::kFloat32)
-        fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
-    return device;
 }
 
 void check_panels(const char* op, const Tensor& values, const Tensor& meta, int64_t N, int64_t K,
