@@ -138,8 +138,9 @@ def prune(
         seed: Of "random".
         damping: Of SparseGPT's Hessians, as a share of their mean diagonal.
         offload: Folder for the activations of the layer and the dense weights, instead of memory.
-        state: Folder that keeps each finished decoder layer; the same call goes on from there and
-            ends with the same bits. For "wanda", "ria" and "sparsegpt".
+        state: Folder that keeps each finished decoder layer, also where an error or Ctrl-C has put
+            the model back; the same call on the same dense model goes on from there and ends with
+            the same bits. For "wanda", "ria" and "sparsegpt".
         progress: Called with the share done and the seconds that the rest may take.
 
     Returns:

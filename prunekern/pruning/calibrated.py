@@ -142,8 +142,7 @@ def prune_layerwise(
                 pruned = _pruned(work, index, activations, make_statistic, decide, kept, tick)
                 for name, module in modules.items():
                     weight = stored_weight(module)
-                    dense[name] = make(weight.shape, weight)
-                    dense[name].copy_(weight)
+                    dense[name] = make(weight.shape, weight).copy_(weight)
                     after = pruned.pop(name).to(weight.device)
                     rows[name] = pruned_layer(name, masked_weight(module), after)
                     weight.copy_(after)
