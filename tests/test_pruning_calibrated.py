@@ -12,7 +12,7 @@ import prunekern
 from prunekern.pruning import calibrated, masks
 from prunekern.pruning.calibration import calibration_windows
 from prunekern.pruning.input_statistics import Hessian, InputNorms
-from prunekern.pruning.sparsegpt import inverse_factor, sparsegpt
+from prunekern.pruning.sparsegpt import inverse_factor, sparsegpt_prune
 
 IDS = torch.randint(0, 128, (5, 24), generator=torch.Generator().manual_seed(5))
 LINEARS = [f"self_attn.{x}_proj" for x in "qkvo"] + [
@@ -83,7 +83,7 @@ def test_sparsegpt_is_the_plain_walk(llama, pattern):
 
     def decide(weight, x):
         factor, dead = inverse_factor((2 * x.T @ x / len(x)).float(), 0.01, "")
-        return sparsegpt(weight, factor, dead, nm, 0.5)
+        return sparsegpt_prune(weight, factor, dead, nm, 0.5)
 
     plain_walk(oracle, decide)
     wanda(model, pattern=pattern, method="sparsegpt")

@@ -27,7 +27,7 @@ from prunekern.pruning.permutation import PermuteReport, permute_channels
 from prunekern.pruning.random_scores import random_scores
 from prunekern.pruning.report import PrunedLayer, PruneReport, pruned_layer
 from prunekern.pruning.ria import ria_scores
-from prunekern.pruning.sparsegpt import sparsegpt
+from prunekern.pruning.sparsegpt import sparsegpt_prune
 from prunekern.pruning.taylor import mean_gradients, taylor_scores
 from prunekern.pruning.torch_masks import (
     fold_masks,
@@ -280,7 +280,7 @@ def _decide(
     weight = masked_weight(module)
     if isinstance(statistic, Hessian):
         factor, dead = statistic.factor(rule.damping, name)
-        return sparsegpt(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
+        return sparsegpt_prune(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
     score = {"wanda": wanda_scores, "ria": ria_scores}[rule.method]
     mask = choose_mask(score(weight, statistic.norm(name)), rule.nm, shares[name], rule.scope)
     return weight.masked_fill(~mask, 0.0)
