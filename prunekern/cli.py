@@ -74,11 +74,19 @@ def compare(
 
 
 @app.command()
-def hardware() -> None:
+def hardware(
+    measure: Annotated[
+        bool, typer.Option(help="Time a layer of each kind beside a dense one: half a minute.")
+    ] = True,
+) -> None:
     """What this machine accelerates, what was built, and why not more."""
+    from prunekern.acceleration import acceleration
     from prunekern.hardware import hardware as find
 
     print(find())
+    if measure:
+        print()
+        print(acceleration())
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import prunekern
 from prunekern.pruning import calibrated, masks
 from prunekern.pruning.calibration import calibration_windows
 from prunekern.pruning.input_statistics import Hessian, InputNorms
-from prunekern.pruning.sparsegpt import inverse_factor, sparsegpt
+from prunekern.pruning.sparsegpt import inverse_factor, sparsegpt_prune
 
 IDS = torch.randint(0, 128, (5, 24), generator=torch.Generator().manual_seed(5))
 LINEARS = [f"self_attn.{x}_proj" for x in "qkvo"] + [
@@ -83,7 +83,7 @@ def test_sparsegpt_is_the_plain_walk(llama, pattern):
 
     def decide(weight, x):
         factor, dead = inverse_factor((2 * x.T @ x / len(x)).float(), 0.01, "")
-        return sparsegpt(weight, factor, dead, nm, 0.5)
+        return sparsegpt_prune(weight, factor, dead, nm, 0.5)
 
     plain_walk(oracle, decide)
     wanda(model, pattern=pattern, method="sparsegpt")
@@ -123,6 +123,42 @@ def test_layers_of_one_input_share_one_statistic(llama, monkeypatch):
     wanda(llama(), method="sparsegpt")
     assert made == [64, 64, 64, 96] * 2  # q/k/v, o, gate/up, down; two layers
     assert len(factored) == 14
+
+
+def test_a_layer_is_left_when_all_targets_were_heard(llama, monkeypatch):
+    model, ran = llama(), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: ran.append(1))
+    wanda(model, targets=["q_proj", "v_proj"])
+    # To record calls: 2 layers. Statistics: the first window only. Then layer 0 to feed layer 1.
+    assert len(ran) == 2 + 2 * 1 + 1 * len(IDS)
+
+
+@pytest.mark.parametrize("repeats", [(2, 2, 2, 2, 2), (1, 0, 1, 1, 0)])
+def test_layers_run_twice_or_not_at_all_are_heard_as_often(llama, monkeypatch, repeats):
+    """As experts are, to which a window may send no token."""
+
+    class Experts(nn.Module):
+        def __init__(self, mlp):
+            super().__init__()
+            self.mlp, self.own_proj, self.calls = mlp, nn.Linear(64, 64), 0
+
+        def forward(self, x):
+            repeat = repeats[(self.calls - 1) % 5] if self.calls else 1  # first: recording
+            self.calls += 1
+            for i in range(repeat):
+                x = x + self.own_proj(x + i)
+            return self.mlp(x + 0.0)
+
+    heard = []
+    add = InputNorms.add
+    monkeypatch.setattr(InputNorms, "add", lambda self, x: (heard.append(len(x)), add(self, x)))
+    for targets, others in (("all-linear", 4), ("own_proj", 0)):
+        heard.clear()
+        model = llama(num_hidden_layers=1)
+        model.model.layers[0].mlp = Experts(model.model.layers[0].mlp)
+        wanda(model, targets=targets)
+        assert sum(heard) == 24 * (5 * others + sum(repeats))
 
 
 def test_each_layer_is_listened_to_once_for_each_token(llama, monkeypatch):
@@ -449,6 +485,11 @@ def test_other_models_are_told_what_to_do():
     model = nn.ModuleDict({"q_proj": nn.Linear(8, 8)})
     with pytest.raises(ValueError, match=r"decoder layers at model.layers.* magnitude and random"):
         wanda(model)
+
+
+def test_gradients_need_a_loss(llama):
+    with pytest.raises(ValueError, match="causal language model for taylor, got LlamaModel"):
+        wanda(llama().model, method="taylor")
 
 
 # ---------------------------------------------------------------------------------- calibration

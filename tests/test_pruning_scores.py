@@ -21,7 +21,7 @@ from prunekern.pruning.masks import (
 )
 from prunekern.pruning.random_scores import random_scores
 from prunekern.pruning.ria import ria_scores
-from prunekern.pruning.sparsegpt import inverse_factor, sparsegpt
+from prunekern.pruning.sparsegpt import inverse_factor, sparsegpt_prune
 from prunekern.pruning.wanda import wanda_scores
 
 PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 3), (2, 3), (2, 6), (3, 32), (5, 7)]
@@ -187,7 +187,7 @@ def test_sparsegpt_is_optimal_brain_surgery(n, m, freeze):
     frozen = torch.rand(6, 45) < 0.2 if freeze else None
     damped, factor, dead = factored(x)
     expected = obs(weight, damped, lambda costs: nm_mask(costs, n, m), m, frozen)
-    got = sparsegpt(weight, factor, dead, (n, m), 0.0, frozen)
+    got = sparsegpt_prune(weight, factor, dead, (n, m), 0.0, frozen)
     assert torch.equal(got != 0, expected != 0)
     torch.testing.assert_close(got.double(), expected, rtol=2e-3, atol=2e-3)
     assert not torch.signbit(got[got == 0]).any()
@@ -195,11 +195,15 @@ def test_sparsegpt_is_optimal_brain_surgery(n, m, freeze):
         assert not got[frozen].any()
 
 
-def test_sparsegpt_blocks_of_columns():
+@pytest.mark.parametrize("nm", [None, (2, 4), (1, 3)])
+def test_sparsegpt_blocks_of_columns(nm):
     x, weight = inputs(600, 150), torch.randn(4, 150)  # more than one block of 128
     damped, factor, dead = factored(x)
-    expected = obs(weight, damped, lambda costs: layer_mask(costs, 0.6), 128)
-    got = sparsegpt(weight, factor, dead, None, 0.6)
+    if nm is None:
+        expected = obs(weight, damped, lambda costs: layer_mask(costs, 0.6), 128)
+    else:
+        expected = obs(weight, damped, lambda costs: nm_mask(costs, *nm), nm[1])
+    got = sparsegpt_prune(weight, factor, dead, nm, 0.6)
     assert torch.equal(got != 0, expected != 0)
     torch.testing.assert_close(got.double(), expected, rtol=5e-3, atol=5e-3)
 
@@ -208,7 +212,7 @@ def test_sparsegpt_beats_wanda_where_inputs_are_correlated():
     x = torch.randn(300, 16).double() @ torch.randn(16, 64).double()
     x, weight = x + 0.3 * torch.randn(300, 64), torch.randn(32, 64)
     _, factor, dead = factored(x)
-    ours = sparsegpt(weight, factor, dead, (2, 4), 0.0)
+    ours = sparsegpt_prune(weight, factor, dead, (2, 4), 0.0)
     wanda = weight * nm_mask(wanda_scores(weight, x.norm(dim=0).float()), 2, 4)
 
     def error(w):
@@ -222,7 +226,7 @@ def test_dead_inputs_go_and_are_no_error():
     x[:, [3, 17]] = 0
     _, factor, dead = factored(x)
     assert dead.nonzero().flatten().tolist() == [3, 17]
-    got = sparsegpt(torch.randn(5, 32), factor, dead, None, 0.25)
+    got = sparsegpt_prune(torch.randn(5, 32), factor, dead, None, 0.25)
     assert not got[:, [3, 17]].any() and torch.isfinite(got).all()
     assert int((got == 0).sum()) == 40
 

@@ -416,6 +416,13 @@ def test_the_trainers_checkpoints_resume(name, llama, tokens, tmp_path):
     assert same(model, straight)
 
 
+def test_callback_adds_the_methods_gradients(llama, tokens, tmp_path):
+    models = [start(llama, "sr-ste") for _ in range(2)]
+    for model, decay in zip(models, (0.0, 10.0), strict=True):
+        trainer(model, tokens, SrSte("2:4", decay=decay), tmp_path, optim="sgd").train()
+    assert not same(*models)
+
+
 def test_callback_refuses_lora():
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match="method must be another than lora"):

@@ -27,7 +27,7 @@ from prunekern.pruning.permutation import PermuteReport, permute_channels
 from prunekern.pruning.random_scores import random_scores
 from prunekern.pruning.report import PrunedLayer, PruneReport, pruned_layer
 from prunekern.pruning.ria import ria_scores
-from prunekern.pruning.sparsegpt import sparsegpt
+from prunekern.pruning.sparsegpt import sparsegpt_prune
 from prunekern.pruning.taylor import mean_gradients, taylor_scores
 from prunekern.pruning.torch_masks import (
     fold_masks,
@@ -138,8 +138,9 @@ def prune(
         seed: Of "random".
         damping: Of SparseGPT's Hessians, as a share of their mean diagonal.
         offload: Folder for the activations of the layer and the dense weights, instead of memory.
-        state: Folder that keeps each finished decoder layer; the same call goes on from there and
-            ends with the same bits. For "wanda", "ria" and "sparsegpt".
+        state: Folder that keeps each finished decoder layer, also where an error or Ctrl-C has put
+            the model back; the same call on the same dense model goes on from there and ends with
+            the same bits. For "wanda", "ria" and "sparsegpt".
         progress: Called with the share done and the seconds that the rest may take.
 
     Returns:
@@ -184,7 +185,7 @@ def prune(
             InputNorms if needs == "norms" else Hessian,
             partial(_decide, rule, shares),
             state,
-            asdict(rule) | {"shares": shares},
+            asdict(rule) | {"sparsity": shares},
             told,
             begin,
         )
@@ -279,7 +280,7 @@ def _decide(
     weight = masked_weight(module)
     if isinstance(statistic, Hessian):
         factor, dead = statistic.factor(rule.damping, name)
-        return sparsegpt(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
+        return sparsegpt_prune(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
     score = {"wanda": wanda_scores, "ria": ria_scores}[rule.method]
     mask = choose_mask(score(weight, statistic.norm(name)), rule.nm, shares[name], rule.scope)
     return weight.masked_fill(~mask, 0.0)

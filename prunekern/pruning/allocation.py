@@ -47,7 +47,7 @@ def sparsity_of_each(
         ValueError: A layer that no key names, or a key that names no layer.
     """
     if not isinstance(sparsity, Mapping):
-        return dict.fromkeys(names, sparsity)
+        return dict.fromkeys(names, float(sparsity))
     result, used = {}, set()
     for name in names:
         keys = [key for key in sparsity if name == key or name.endswith(f".{key}")]
@@ -57,7 +57,7 @@ def sparsity_of_each(
                 "0 leaves a layer as it is"
             )
         used.update(keys)
-        result[name] = sparsity[max(keys, key=len)]
+        result[name] = float(sparsity[max(keys, key=len)])
     for key in sparsity:
         if key not in used:
             raise ValueError(

@@ -88,7 +88,7 @@ def owl_allocation(work: Plan, sparsity: float, progress: Progress, end: float) 
         for index in range(work.last + 1):
             modules = work.targets.get(index, {})
             with InputStatistics(modules, InputNorms) as statistics:
-                activations.run(index, keep=True, tick=tick, after_first=statistics.share)
+                activations.run(index, keep=True, tick=tick, after_window=statistics.next_window)
             scores = [
                 wanda_scores(masked_weight(modules[name]), norms.norm(name))
                 for norms, names in statistics.groups()
@@ -142,8 +142,7 @@ def prune_layerwise(
                 pruned = _pruned(work, index, activations, make_statistic, decide, kept, tick)
                 for name, module in modules.items():
                     weight = stored_weight(module)
-                    dense[name] = make(weight.shape, weight)
-                    dense[name].copy_(weight)
+                    dense[name] = make(weight.shape, weight).copy_(weight)
                     after = pruned.pop(name).to(weight.device)
                     rows[name] = pruned_layer(name, masked_weight(module), after)
                     weight.copy_(after)
@@ -175,8 +174,8 @@ def _pruned(
         for _ in work.windows:
             tick()
         return found
-    with InputStatistics(modules, make_statistic) as statistics:
-        activations.run(index, keep=False, tick=tick, after_first=statistics.share)
+    with InputStatistics(modules, make_statistic, stop=True) as statistics:
+        activations.run(index, keep=False, tick=tick, after_window=statistics.next_window)
     pruned = {}
     groups = statistics.groups()
     while groups:

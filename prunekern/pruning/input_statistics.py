@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -61,6 +62,10 @@ class Hessian:
 Statistic = InputNorms | Hessian
 
 
+class AllHeard(Exception):
+    """Raised by a hook when each layer of a window was heard: the rest need not be run."""
+
+
 class InputStatistics:
     """Hooks on Linear layers that gather one statistic for each different input.
 
@@ -68,7 +73,7 @@ class InputStatistics:
     share, by identity of the tensor, and from then on one of them listens for all.
 
         with InputStatistics(modules, Hessian) as statistics:
-            ...  # run windows; after the first, statistics.share()
+            ...  # run windows, after each statistics.next_window()
         for statistic, names in statistics.groups(): ...
     """
 
@@ -76,8 +81,13 @@ class InputStatistics:
         self,
         modules: Mapping[str, nn.Module],
         make: Callable[[int, torch.device], Statistic],
+        stop: bool = False,
     ) -> None:
+        """Hooks on `modules`; with `stop`, windows but the first may end early by `AllHeard`."""
         self._make = make
+        self._stop = stop
+        self._calls: Counter[str] = Counter()
+        self._waiting: set[str] = set()
         self._modules = dict(modules)
         self._leaders = {name: name for name in modules}
         self._statistics: dict[str, Statistic] = {}
@@ -96,12 +106,16 @@ class InputStatistics:
             hook.remove()
         self._seen = None
 
-    def share(self) -> None:
-        """Ends the first window: layers found to read another's input stop listening."""
-        for name, leader in self._leaders.items():
-            if leader != name:
-                self._hooks[name].remove()
-        self._seen = None
+    def next_window(self) -> None:
+        """Ends a window; after the first, layers that read another's input stop listening."""
+        if self._seen is not None:
+            self._seen = None
+            for name, leader in self._leaders.items():
+                if leader != name:
+                    self._hooks[name].remove()
+            # A layer that is skipped or run twice may be so otherwise in the next window.
+            self._stop &= all(self._calls[name] == 1 for name in self._modules)
+        self._waiting = set(self._leaders.values()) if self._stop else set()
 
     def groups(self) -> list[tuple[Statistic, list[str]]]:
         """Statistics, each with the layers that it stands for.
@@ -120,6 +134,8 @@ class InputStatistics:
         return [(self._statistics.pop(leader), names) for leader, names in groups.items()]
 
     def _listen(self, name: str, x: Tensor) -> None:
+        if self._seen is not None:
+            self._calls[name] += 1
         if self._seen is not None and name not in self._statistics:
             for leader, other in self._seen.items():
                 if other is x:
@@ -130,3 +146,7 @@ class InputStatistics:
         if name not in self._statistics:
             self._statistics[name] = self._make(x.shape[-1], x.device)
         self._statistics[name].add(x)
+        if self._waiting:
+            self._waiting.discard(name)
+            if not self._waiting:
+                raise AllHeard

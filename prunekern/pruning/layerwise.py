@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekern.pruning.input_statistics import AllHeard
+
 Tick = Callable[[], None]
 
 
@@ -144,7 +146,7 @@ class Activations:
         index: int,
         keep: bool,
         tick: Tick,
-        after_first: Callable[[], None] = lambda: None,
+        after_window: Callable[[], None] = lambda: None,
     ) -> None:
         """Runs layer `index` on every window.
 
@@ -152,17 +154,19 @@ class Activations:
             index: Of the layer whose inputs these are.
             keep: Whether the outputs become the inputs of the next layer, or are dropped.
             tick: Called after each window.
-            after_first: Called after the first window.
+            after_window: Called after each window. If outputs are dropped, its hooks may end a
+                window early by `AllHeard`.
         """
         layer = self._layers[index]
         args, kwargs = self._calls[index]
         device = next(layer.parameters()).device
         for i in range(len(self._hidden)):
-            out = layer(self._hidden[i : i + 1].to(device), *args, **kwargs)
+            out = None
+            with contextlib.suppress(*([] if keep else [AllHeard])):
+                out = layer(self._hidden[i : i + 1].to(device), *args, **kwargs)
             if keep:
                 self._hidden[i] = (out[0] if isinstance(out, tuple) else out)[0]
-            if i == 0:
-                after_first()
+            after_window()
             tick()
 
 

@@ -75,7 +75,7 @@ def _inverse_factor(hessian: Tensor) -> Tensor | None:
     return None if failed or not torch.isfinite(upper).all() else upper
 
 
-def sparsegpt(
+def sparsegpt_prune(
     weight: Tensor,
     factor: Tensor,
     dead: Tensor,

@@ -42,7 +42,7 @@ def mean_gradients(
         tick: Called after each window.
 
     Raises:
-        ValueError: The loss is not finite, or does not depend on one of the weights.
+        ValueError: No logits, a loss that is not finite or does not depend on one of the weights.
     """
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -54,7 +54,13 @@ def mean_gradients(
         for window in windows:
             ids = window[None].to(next(model.parameters()).device)
             with torch.enable_grad():
-                logits = model(ids, use_cache=False).logits[0, :-1].float()
+                out = model(ids, use_cache=False)
+                if not hasattr(out, "logits"):
+                    raise ValueError(
+                        f"prune: model must be a causal language model for taylor, got "
+                        f"{type(model).__name__}, which has no logits"
+                    )
+                logits = out.logits[0, :-1].float()
                 loss = nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device))
             if not torch.isfinite(loss):
                 raise ValueError(f"prune: the calibration loss must be finite, got {loss.item()}")
