@@ -159,16 +159,17 @@ class Inputs:
 
     def _prune(self, model: nn.Module, row: Row) -> float:
         begin = time.monotonic()
-        calibration = None if row.method == "magnitude" else self.train[:CALIBRATION_WINDOWS]
+        needs = {}
+        if row.method != "magnitude":
+            # Finished layers are kept, so that a stopped call goes on here as well.
+            needs = {"calibration": self.train[:CALIBRATION_WINDOWS], "state": SCRATCH / row.name}
         # A trained row starts from the same weights as its one-shot twin, which were kept.
         one_shot = SCRATCH / f"{Row(row.method, row.pattern, row.targets).name}.pt"
         if one_shot.exists():
             kept = torch.load(one_shot, weights_only=True)
             model.load_state_dict(kept["model"])
             return kept["minutes"]
-        prunekern.prune(
-            model, row.pattern, row.method, targets=row.targets, calibration=calibration
-        )
+        prunekern.prune(model, row.pattern, row.method, targets=row.targets, **needs)
         minutes = (time.monotonic() - begin) / 60
         scratch = _made(SCRATCH) / f".{one_shot.name}"
         torch.save({"model": model.state_dict(), "minutes": minutes}, scratch)

@@ -164,6 +164,11 @@ def test_checkpoints_of_another_training_are_refused(llama, tokens, tmp_path):
         prunekern.recover(model, tokens, **SETTINGS | {"lr": 0.5}, checkpoint=tmp_path)
     with pytest.raises(ValueError, match=r"must be of this training, got .* with data"):
         recover(model, tokens[:5])
+    for other in (torch.optim.SGD, partial(torch.optim.SGD, lr=0.1)):
+        with pytest.raises(ValueError, match="with optimizer 'AdamW' instead of 'SGD'"):
+            recover(model, tokens, optimizer=other)
+    with pytest.raises(ValueError, match="with teacher False instead of True"):
+        recover(model, tokens, teacher=before)
     (tmp_path / FILE).write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"must be one that recover wrote, got .*recovery.pt"):
         recover(model, tokens)
@@ -308,6 +313,7 @@ def test_plot(llama, tokens, tmp_path):
         ({"teacher_weight": 2.0}, r"teacher_weight must be in \[0, 1\], got 2.0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"hidden_weight": -1.0}, "hidden_weight must be 0 or more"),
+        ({"hidden_weight": 1.0}, "hidden_weight must be 0 without a teacher"),
         ({"autocast": torch.float16}, "autocast must be torch.bfloat16 or None"),
         ({"save_every": 3}, "checkpoint must be a folder where save_every is given"),
         ({"save_every": 0}, "save_every must be 1 or more"),
@@ -322,6 +328,8 @@ def test_wrong_arguments(wrong, message, llama, tokens):
         prunekern.recover(model, tokens, **wrong)
     with pytest.raises(ValueError, match="teacher must be another model"):
         prunekern.recover(model, tokens, teacher=model)
+    with pytest.raises(ValueError, match="must have the model's vocabulary of 128, got 200"):
+        prunekern.recover(model, tokens, teacher=llama(vocab_size=200))
     assert same(model, before)
 
 
@@ -357,9 +365,19 @@ def test_layers_that_were_replaced_are_refused(llama, tokens):
 
 
 def test_frozen_models_are_refused(llama, tokens):
-    model = pruned(llama).requires_grad_(False)
+    model = llama().requires_grad_(False)
+    before = copy.deepcopy(model)
     with pytest.raises(ValueError, match="must have parameters that require gradients"):
-        prunekern.recover(model, tokens)
+        prunekern.recover(model, tokens, "sr-ste")
+    assert same(model, before)
+
+
+def test_gradients_left_behind_do_not_count(llama, tokens):
+    models = [pruned(llama) for _ in range(2)]
+    models[1](tokens, labels=tokens).loss.backward()
+    for model in models:
+        prunekern.recover(model, tokens, steps=1)
+    assert same(*models)
 
 
 # ------------------------------------------------------------------------- transformers' Trainer

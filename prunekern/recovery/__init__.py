@@ -137,7 +137,7 @@ def recover(
     Raises:
         ValueError: An argument is not one of the above, a layer is not pruned yet, or the
             checkpoint is of another training: the model is then as it was. Or a loss that is NaN
-            or infinite.
+            or infinite, which leaves the model pruned and trained up to there.
         KeyboardInterrupt: After Ctrl-C.
     """
     training = Training(
@@ -163,9 +163,19 @@ def recover(
             "recover: optimizer must be a function of parameters for lora, got an instance of "
             f"{type(optimizer).__name__}, which can not know the adapters"
         )
+    if hidden_weight > 0 and teacher is None:
+        raise ValueError(f"recover: hidden_weight must be 0 without a teacher, got {hidden_weight}")
+    if rule.name != "lora" and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "recover: model must have parameters that require gradients, got none; "
+            "call model.requires_grad_()"
+        )
     tokens = training_windows(model, data, tokenizer, windows, window)
     settings = training.for_checkpoint() | {
         "rule": rule.settings(),
+        "optimizer": _name(optimizer),
+        "teacher": teacher is not None,
+        "window": tokens.shape[1],
         "data": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
     }
     saved = load_state(checkpoint, settings) if checkpoint is not None else None
@@ -206,6 +216,13 @@ def recover(
     )
 
 
+def _name(optimizer: Any) -> str:
+    """Of its class, whichever way it was given."""
+    if optimizer is None or isinstance(optimizer, Optimizer):
+        return AdamW.__name__ if optimizer is None else type(optimizer).__name__
+    return getattr(getattr(optimizer, "func", optimizer), "__name__", "")
+
+
 def _optimizer(
     model: nn.Module,
     rule: Method,
@@ -216,10 +233,5 @@ def _optimizer(
         return optimizer
     own = {id(p) for p in rule.own_parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    if not parameters:
-        raise ValueError(
-            "recover: model must have parameters that require gradients, got none; "
-            "call model.requires_grad_()"
-        )
     # Fused: one pass over weights and moments instead of ten.
     return AdamW(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)

@@ -44,6 +44,7 @@ class Loop:
         self.optimizer, self.training = optimizer, training
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
+        self.optimizer.zero_grad()  # what a caller may have left behind
         self.step, self.losses, self.seconds = 0, [], 0.0
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])

@@ -16,8 +16,8 @@ def find_teacher(
     """The teacher in evaluation mode; see `recover`.
 
     Raises:
-        ValueError: Neither a model, "dense" nor None; the model itself; or "dense" where the parent
-            is not known.
+        ValueError: Neither a model, "dense" nor None; the model itself; one of another vocabulary;
+            or "dense" where the parent is not known.
     """
     if teacher is None:
         return None
@@ -26,6 +26,11 @@ def find_teacher(
             "recover: teacher must be another model, got the one to train; copy.deepcopy it first"
         )
     if isinstance(teacher, nn.Module):
+        sizes = [getattr(getattr(m, "config", None), "vocab_size", None) for m in (model, teacher)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"recover: teacher must have the model's vocabulary of {sizes[0]}, got {sizes[1]}"
+            )
         return teacher.eval()
     if teacher != "dense":
         raise ValueError(f'recover: teacher must be a model, "dense" or None, got {teacher!r}')
