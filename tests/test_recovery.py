@@ -105,11 +105,13 @@ def test_a_resumed_training_is_the_same_to_the_bit(name, llama, tokens, tmp_path
     assert cut(again, method=METHODS[name]()).losses == whole.losses and same(again, straight)
 
 
-def test_another_seed_is_another_training(llama, tokens):
-    models = [pruned(llama) for _ in range(3)]
-    for model, seed in zip(models, (0, 0, 1), strict=True):
+@pytest.mark.parametrize("name", ["fixed", "lora"])
+def test_another_seed_is_another_training(name, llama, tokens):
+    models = [start(llama, name) for _ in range(3)]
+    for i, (model, seed) in enumerate(zip(models, (0, 0, 1), strict=True)):
+        torch.manual_seed(i)
         state = torch.get_rng_state()
-        prunekern.recover(model, tokens, **SETTINGS, seed=seed)
+        prunekern.recover(model, tokens, METHODS[name](), **SETTINGS, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are not ours
     assert same(models[0], models[1]) and not same(models[0], models[2])
 

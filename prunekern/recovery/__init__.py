@@ -125,7 +125,7 @@ def recover(
         autocast: torch.bfloat16 computes products in it; None in the model's own dtype.
         gradient_checkpointing: Keeps the input of each decoder layer only and computes the rest
             again: less memory, a third more time.
-        seed: Of the order of windows and of dropout.
+        seed: Of the order of windows, of dropout and of adapters.
         checkpoint: Folder. If it has a checkpoint of the same training on the same data, that is
             continued, to the bit as if it had never stopped; the model must be pruned as it was.
         save_every: Steps between checkpoints; where left out there is one at the end and at Ctrl-C.
@@ -188,16 +188,18 @@ def recover(
         )
     objective = Objective(parent, teacher_weight, temperature, hidden_weight)
 
-    rule.attach(model, steps)
-    try:
-        with torch.random.fork_rng(), training_mode(model, gradient_checkpointing):
-            torch.manual_seed(seed)
-            loop = Loop(model, rule, objective, _optimizer(model, rule, optimizer, lr), training)
-            if saved is not None:
-                loop.restore(saved)
-            loop.run(tokens, checkpoint, settings, progress)
-    finally:
-        rule.detach()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        rule.attach(model, steps)
+        try:
+            with training_mode(model, gradient_checkpointing):
+                chosen = _optimizer(model, rule, optimizer, lr)
+                loop = Loop(model, rule, objective, chosen, training)
+                if saved is not None:
+                    loop.restore(saved)
+                loop.run(tokens, checkpoint, settings, progress)
+        finally:
+            rule.detach()
     strays = count_strays(rule.modules, rule.masks)
     if strays:
         raise RuntimeError(f"recover: pruned weights must be +0.0, got {strays} that are not")

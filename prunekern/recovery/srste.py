@@ -7,16 +7,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from prunekern.pruning import magnitude_scores
-from prunekern.recovery.method import linear_layers
+from prunekern.recovery.method import Method, linear_layers, write_zeros
 from prunekern.recovery.schedule import Sparsity
-from prunekern.recovery.straight_through import StraightThrough
 from prunekern.targets import DEFAULT_TARGETS
 
 
-class SrSte(StraightThrough):
+class Masked(torch.autograd.Function):
+    """W' = W * M; backwards dL/dW = dL/dW', as if there were no mask (Bengio et al. 2013,
+    arXiv 1308.3432).
+    """
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, mask: Tensor) -> Tensor:
+        """[N, K] and bool [N, K] -> [N, K]."""
+        return weight.masked_fill(~mask, 0.0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the product, whole."""
+        return grad, None
+
+
+class MaskedLinear(nn.Linear):
+    """What an nn.Linear becomes meanwhile, the same object, so that names, optimizers and hooks
+    stay valid: it multiplies by W * M while W stays dense.
+
+    Attributes:
+        mask: Bool [N, K].
+    """
+
+    mask: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        return F.linear(x, Masked.apply(self.weight, self.mask), self.bias)
+
+
+class SrSte(Method):
     """Forward W' = W * M, M of the largest |W|; gradient dL/dW' + decay * (1 - M) * W.
 
     The second term is added once an optimizer step, after clipping. Without it pruned weights
@@ -50,8 +81,17 @@ class SrSte(StraightThrough):
             ValueError: A layer is no plain nn.Linear.
         """
         modules = linear_layers(model, self.targets, "recover")
-        masks = {n: self.sparsity.mask(magnitude_scores(m.weight)) for n, m in modules.items()}
-        self._hold(modules, masks)
+        for name, module in modules.items():
+            if type(module) is not nn.Linear:
+                raise ValueError(
+                    f"recover: {name} must be a plain nn.Linear for {self.name}, "
+                    f"got {type(module).__name__}"
+                )
+        self.modules = modules
+        self.masks = {n: self.sparsity.mask(magnitude_scores(m.weight)) for n, m in modules.items()}
+        for name, module in modules.items():
+            module.__class__ = MaskedLinear
+            module.mask = self.masks[name]
 
     @torch.no_grad()
     def before_optimizer(self) -> None:
@@ -70,7 +110,10 @@ class SrSte(StraightThrough):
     def detach(self) -> None:
         """Prunes the weights as they are now, which may have been loaded since the last step."""
         self.after_optimizer()
-        super().detach()
+        write_zeros(self.modules, self.masks)
+        for module in self.modules.values():
+            module.__class__ = nn.Linear
+            del module.mask
 
     def settings(self) -> dict:
         """With pattern and decay."""
