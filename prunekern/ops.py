@@ -79,7 +79,8 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
     table = {}
     for layout in rivals.installed():
         fragment.define(f"sparse24_linear_{layout}{_SCHEMAS['sparse24']}")
-        fragment.impl(f"sparse24_linear_{layout}", rivals.LINEARS[layout], "CUDA")
+        product = functools.partial(rivals.linear, layout)
+        fragment.impl(f"sparse24_linear_{layout}", product, "CUDA")
     for stem, verbs in _triton.OPS.items() if not _triton.WHY_ABSENT else ():
         for verb in verbs:
             name = f"{stem}_{verb}_triton"

@@ -71,57 +71,32 @@ def unpack(values: Tensor, meta: Tensor, layout: str, shape: tuple[int, int]) ->
     if layout == "cutlass":
         return sparse_semi_structured_to_dense_cutlass(values, meta)[:N, :K].contiguous()
     identity = torch.eye(K, dtype=values.dtype, device=values.device)
-    return linear_cusparselt(identity, values, meta, None, N, K).t().contiguous()
+    return linear("cusparselt", identity, values, meta, None, N, K).t().contiguous()
 
 
-def _rows(x: Tensor, layout: str) -> tuple[Tensor, int]:
-    """The rows of x, padded, and how many there were."""
+def linear(
+    layout: str,
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`; the op of one layout is a partial of this."""
     rows = x.reshape(-1, x.shape[-1])
     M, K = rows.shape
-    return pad(rows, (0, -K % WEIGHT_MULTIPLES[layout][1], 0, -M % TOKEN_MULTIPLE)), M
-
-
-def _padded_bias(bias: Tensor | None, layout: str) -> Tensor | None:
-    return None if bias is None else pad(bias, (0, -bias.numel() % WEIGHT_MULTIPLES[layout][0]))
-
-
-def linear_cusparselt(
-    x: Tensor,
-    values: Tensor,
-    meta: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
-    """See `prunekern.reference.linear`."""
-    rows, M = _rows(x, "cusparselt")
     if M == 0:
         return x.new_empty((*x.shape[:-1], out_features))
-    searched = min(bisect.bisect_left(SEARCHED_TOKENS, M), len(SEARCHED_TOKENS) - 1)
-    y = torch._cslt_sparse_mm(
-        values,
-        rows.t(),
-        bias=_padded_bias(bias, "cusparselt"),
-        transpose_result=True,
-        alg_id=int(meta[searched]),
-    )
+    row_multiple, column_multiple = WEIGHT_MULTIPLES[layout]
+    rows = pad(rows, (0, -K % column_multiple, 0, -M % TOKEN_MULTIPLE))
+    if bias is not None:
+        bias = pad(bias, (0, -out_features % row_multiple))
+    if layout == "cutlass":
+        y = torch._sparse_semi_structured_linear(rows, values, meta, bias=bias)
+    else:
+        searched = min(bisect.bisect_left(SEARCHED_TOKENS, M), len(SEARCHED_TOKENS) - 1)
+        y = torch._cslt_sparse_mm(
+            values, rows.t(), bias=bias, transpose_result=True, alg_id=int(meta[searched])
+        )
     return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
-
-
-def linear_cutlass(
-    x: Tensor,
-    values: Tensor,
-    meta: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
-    """See `prunekern.reference.linear`."""
-    rows, M = _rows(x, "cutlass")
-    if M == 0:
-        return x.new_empty((*x.shape[:-1], out_features))
-    y = torch._sparse_semi_structured_linear(rows, values, meta, bias=_padded_bias(bias, "cutlass"))
-    return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
-
-
-LINEARS = {"cusparselt": linear_cusparselt, "cutlass": linear_cutlass}

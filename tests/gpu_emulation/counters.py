@@ -25,7 +25,6 @@ class RawCounters(ctypes.Structure):
         ("barriers", ctypes.c_uint64),
         ("shared_wavefronts", _PAIR),
         ("shared_ideal", _PAIR),
-        ("shared_bytes", _PAIR),
         ("ldmatrix_wavefronts", ctypes.c_uint64),
         ("ldmatrix_ideal", ctypes.c_uint64),
         ("async_wavefronts", ctypes.c_uint64),

@@ -51,8 +51,7 @@ struct Buffer {
 struct Counters {
     uint64_t by_class[static_cast<int>(Class::kCount)] = {};
     uint64_t instructions = 0, macs = 0, sparse_macs = 0, atomics = 0, barriers = 0;
-    uint64_t shared_wavefronts[2] = {}, shared_ideal[2] = {},
-             shared_bytes[2] = {};  // reads, writes
+    uint64_t shared_wavefronts[2] = {}, shared_ideal[2] = {};  // reads, writes
     uint64_t ldmatrix_wavefronts = 0, ldmatrix_ideal = 0, async_wavefronts = 0, async_ideal = 0;
 };
 
