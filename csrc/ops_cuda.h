@@ -33,6 +33,13 @@ inline void check_cuda(const char* op, const char* what, cudaError_t error) {
     if (error != cudaSuccess) fail(op, what, "succeed", cudaGetErrorString(error));
 }
 
+inline void check_capability(const char* op, const Gpu& gpu, int first, int last,
+                             const char* wanted) {
+    if (gpu.capability < first || gpu.capability > last)
+        fail(op, "this GPU", std::string("have compute capability ") + wanted,
+             std::to_string(gpu.capability / 10) + '.' + std::to_string(gpu.capability % 10));
+}
+
 inline const Gpu& gpu(const char* op, int device) {
     static std::array<Gpu, kMaxDevices> gpus;
     static std::array<std::once_flag, kMaxDevices> asked;
@@ -79,7 +86,7 @@ inline Tensor aligned_rows(const Tensor& x, int64_t K) {
     return is_aligned(x, kAlignment) ? x : torch::stable::clone(x);
 }
 
-// The weight's device and dtype: sizes, and 16 bits on a GPU.
+// The weight's device, and its sizes.
 inline Device check_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
     const Device device = values.device();
     if (device.type() != DeviceType::CUDA)
@@ -87,9 +94,29 @@ inline Device check_weight(const char* op, const Tensor& values, int64_t N, int6
     check_sizes(op, N, K);
     if (N > kMaxSize || K > kMaxSize)
         fail(op, "out_features and in_features", "be below 2^31 - 1024", std::max(N, K));
+    return device;
+}
+
+inline Device check_16_bit_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
     if (dtype_of(op, "values", values) == DType::kFloat32)
         fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
-    return device;
+    return check_weight(op, values, N, K);
+}
+
+// What kernels are given, but for the workspace; rows: x by aligned_rows.
+inline CudaProblem problem_of(const char* op, const Tensor& rows, Tensor& y,
+                              const std::optional<Tensor>& bias, int64_t tokens, int64_t N,
+                              int64_t K, const Gpu& gpu, const Current& current) {
+    return {rows.const_data_ptr(),
+            y.mutable_data_ptr(),
+            bias ? bias->const_data_ptr() : nullptr,
+            tokens,
+            N,
+            ceil_div(K, kRowMultiple) * kRowMultiple,
+            dtype_of(op, "x", rows),
+            nullptr,
+            gpu.sms,
+            current.stream()};
 }
 
 }  // namespace prunekern

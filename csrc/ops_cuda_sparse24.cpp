@@ -50,13 +50,11 @@ template <const Sparse24Variant& V>
 Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta,
                        const std::optional<Tensor>& bias, int64_t N, int64_t K) {
     const char* op = V.linear_op;
-    const Device device = check_weight(op, values, N, K);
+    const Device device = check_16_bit_weight(op, values, N, K);
     check_panels(op, values, meta, N, K, device);
     check_linear(op, x, values.scalar_type(), bias, N, K, device);
     const Gpu& facts = gpu(op, device.index());
-    if (facts.capability < V.first_capability || facts.capability > V.last_capability)
-        fail(op, "this GPU", std::string("have compute capability ") + V.capabilities,
-             std::to_string(facts.capability / 10) + '.' + std::to_string(facts.capability % 10));
+    check_capability(op, facts, V.first_capability, V.last_capability, V.capabilities);
 
     const Current current(device.index());
     auto [y, tokens] = empty_output(x, N, device);
@@ -65,16 +63,7 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
     prepare_once<V>(device.index());
 
     const Tensor rows = aligned_rows(x, K);
-    CudaProblem problem{rows.const_data_ptr(),
-                        y.mutable_data_ptr(),
-                        bias ? bias->const_data_ptr() : nullptr,
-                        tokens,
-                        N,
-                        ceil_div(K, kRowMultiple) * kRowMultiple,
-                        dtype_of(op, "x", x),
-                        nullptr,
-                        facts.sms,
-                        current.stream()};
+    CudaProblem problem = problem_of(op, rows, y, bias, tokens, N, K, facts, current);
     const int64_t bytes = sparse24_workspace_bytes(tokens, N, problem.K, facts.sms);
     check_cuda(op, "allocating a workspace",
                get_workspace(device.index(), problem.stream, bytes, &problem.workspace));
@@ -88,7 +77,7 @@ template <const Sparse24Variant& V>
 std::tuple<Tensor, Tensor> sparse24_pack(const Tensor& values, const Tensor& meta, int64_t N,
                                          int64_t K) {
     namespace panel = sparse24_fragments;
-    const Device device = check_weight(V.pack_op, values, N, K);
+    const Device device = check_16_bit_weight(V.pack_op, values, N, K);
     check_canonical(V.pack_op, values, meta, N, K, device);
     const Current current(device.index());
     const int64_t R = panel::row_groups(N), C = panel::column_tiles(K);
@@ -107,7 +96,7 @@ std::tuple<Tensor, Tensor> sparse24_pack(const Tensor& values, const Tensor& met
 template <const Sparse24Variant& V>
 std::tuple<Tensor, Tensor> sparse24_unpack(const Tensor& panel_values, const Tensor& panel_meta,
                                            int64_t N, int64_t K) {
-    const Device device = check_weight(V.unpack_op, panel_values, N, K);
+    const Device device = check_16_bit_weight(V.unpack_op, panel_values, N, K);
     check_panels(V.unpack_op, panel_values, panel_meta, N, K, device);
     const Current current(device.index());
     const int64_t G = ceil_div(K, 4);
@@ -125,7 +114,7 @@ std::tuple<Tensor, Tensor> sparse24_unpack(const Tensor& panel_values, const Ten
 
 Tensor sparse24_decompress_op(const Tensor& values, const Tensor& meta, int64_t N, int64_t K) {
     const char* op = "sparse24_decompress";
-    const Device device = check_weight(op, values, N, K);
+    const Device device = check_16_bit_weight(op, values, N, K);
     check_canonical(op, values, meta, N, K, device);
     const Current current(device.index());
     const int64_t sizes[] = {N, K};

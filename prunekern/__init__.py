@@ -10,6 +10,8 @@ See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunekern.checkpoint import convert, save_pretrained
+from prunekern.checkpoint.versions import register
 from prunekern.formats import compress, decompress, nbytes, validate
 from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
@@ -18,6 +20,7 @@ from prunekern.ops import linear
 from prunekern.pruning import permute_channels, prune
 from prunekern.recovery import recover
 from prunekern.replace import replace_linears, restore_linears
+from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
 
 if TYPE_CHECKING:
     from prunekern.compare import compare
@@ -29,6 +32,7 @@ __all__ = [
     "SparseLinear",
     "compare",
     "compress",
+    "convert",
     "decompress",
     "hardware",
     "linear",
@@ -37,11 +41,18 @@ __all__ = [
     "permute_channels",
     "prune",
     "recover",
+    "remove_channels",
+    "remove_heads",
+    "remove_hidden",
+    "remove_layers",
     "replace_linears",
     "restore_linears",
+    "save_pretrained",
     "unpack",
     "validate",
 ]
+
+register()
 
 
 def __getattr__(name: str) -> Any:

@@ -140,12 +140,12 @@ def replace_linears(
         if id(linear) not in swapped:
             swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
         sparse, row = swapped[id(linear)]
-        _set_module(model, name, sparse)
+        set_module(model, name, sparse)
         layers.append(row if row.name == name else _shared(row, name))
         if linear in matched.values():
             continue  # under a second name: its id must not be given to another layer yet
         del linear
-    _release_memory()
+    release_memory()
     report = ReplaceReport(tuple(layers))
     _warn(report, kernel)
     return report
@@ -179,8 +179,9 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
         size = linear.weight.numel() * linear.weight.element_size()
         shape = tuple(linear.weight.shape)
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
-        _move_hooks(sparse, linear)
-        _set_module(model, name, linear)
+        move_hooks(sparse, linear)
+        set_module(model, name, linear)
+    _forget_quantizer(model)
     return ReplaceReport(tuple(layers))
 
 
@@ -236,7 +237,7 @@ def _swap(
     weight = linear.weight.detach()
     before = weight.numel() * weight.element_size()
     sparse = SparseLinear.from_linear(linear, kernel, layout, prune)
-    _move_hooks(linear, sparse)
+    move_hooks(linear, sparse)
     kept = sparse.canonical().values
     energy_kept = 1.0
     if kept.count_nonzero() < weight.count_nonzero():
@@ -262,12 +263,14 @@ def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:
     return replace(row, name=name, bytes_before=0, bytes_after=0)
 
 
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the one of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _move_hooks(source: nn.Module, target: nn.Module) -> None:
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target` the hooks that were registered on `source`."""
     for hooks in (
         "_forward_hooks",
         "_forward_hooks_with_kwargs",
@@ -280,7 +283,18 @@ def _move_hooks(source: nn.Module, target: nn.Module) -> None:
         getattr(target, hooks).update(getattr(source, hooks))
 
 
-def _release_memory() -> None:
+def _forget_quantizer(model: nn.Module) -> None:
+    """Makes transformers save a model that was loaded sparse as the dense one that it is now.
+
+    Not one with layers of different sizes, which needs the quantizer to be loaded again.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    if method == "prunekern" and not getattr(model.config, "prunekern", None):
+        quantizer.remove_quantization_config(model)
+
+
+def release_memory() -> None:
     """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,21 +1,26 @@
-"""cuSPARSELt and CUTLASS through torch: two more variants of 2:4 on a GPU, to compare with.
+"""cuSPARSELt, CUTLASS and cuSPARSE through torch: more variants on a GPU, to compare with.
 
-They are taken only by name (`layout="cusparselt"`), never by `layout_for`, and exist where the
-installed torch has them. Both want shapes in steps of their own, so weights are padded when packed
-and tokens, up to a multiple of 8, at each call.
+The first two are for 2:4, the last for CSR. They are taken only by name (`layout="cusparselt"`),
+never by `layout_for`, and exist where the installed torch has them. Those of 2:4 want shapes in
+steps of their own, so weights are padded when packed and tokens, up to a multiple of 8, at each
+call.
 
     cusparselt   values   what torch._cslt_compress returns: kept values, then metadata
                  meta     int64 on the CPU: the algorithm for each of SEARCHED_TOKENS
     cutlass      values   [N', K' / 2]
                  meta     int16 [N', K' / 16], in CUTLASS's order
+    cusparse     values   canonical
+                 col_indices, crow_indices   int32, int64 from 2^31 kept weights on
 
-Unpacking gives the same dense weight, not the same spare positions: where a group keeps fewer than
-two weights, which zero is stored beside them is chosen anew, and a stored -0.0 may become +0.0.
+Unpacking 2:4 gives the same dense weight, not the same spare positions: where a group keeps fewer
+than two weights, which zero is stored beside them is chosen anew, and a stored -0.0 may become
++0.0.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 
 import torch
 from torch import Tensor
@@ -39,6 +44,7 @@ def installed() -> frozenset[str]:
     found = {
         "cusparselt": torch.backends.cusparselt.is_available(),
         "cutlass": hasattr(torch, "_sparse_semi_structured_linear"),
+        "cusparse": True,  # a part of torch
     }
     return frozenset(name for name, there in found.items() if there)
 
@@ -100,3 +106,44 @@ def linear(
             values, rows.t(), bias=bias, transpose_result=True, alg_id=int(meta[searched])
         )
     return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
+
+
+def linear_cusparse(
+    x: Tensor,
+    values: Tensor,
+    col_indices: Tensor,
+    crow_indices: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`.
+
+    Raises:
+        RuntimeError: torch has no such product for this dtype on this device.
+    """
+    rows = x.reshape(-1, in_features)
+    if len(rows) == 0:
+        return x.new_empty((*x.shape[:-1], out_features))
+    shape = (out_features, in_features)
+    weight = torch.sparse_csr_tensor(
+        crow_indices, col_indices, values, shape, check_invariants=False
+    )
+    try:
+        if bias is None:
+            y = weight @ rows.t()
+        else:
+            y = torch.addmm(bias.unsqueeze(1).expand(-1, len(rows)), weight, rows.t())
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"csr_linear_cusparse: torch's CSR product must take {values.dtype} on "
+            f"{values.device}, got: {error}"
+        ) from error
+    return y.t().reshape(*x.shape[:-1], out_features).contiguous()
+
+
+# The products by layout.
+LINEARS = {
+    **{layout: functools.partial(linear, layout) for layout in WEIGHT_MULTIPLES},
+    "cusparse": linear_cusparse,
+}

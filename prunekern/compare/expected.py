@@ -1,9 +1,9 @@
 """What each storage should gain on a GPU: modelled from counted work, never measured.
 
-A product reads each stored byte of W once, x and y once, and makes its kernel's instructions, shared
-memory wavefronts and tensor-core products; the roofline says which of them binds. The counts are
-those of the emulator (benchmarks/results/emulated.md); a dense product is taken to waste nothing,
-so that factors are those against an ideal rival.
+A product reads each stored byte of W once, x and y once, and makes its kernel's instructions,
+shared memory wavefronts and tensor-core products; the roofline says which of them binds. The counts
+are those of the emulator (benchmarks/results/emulated.md); a dense product is taken to waste
+nothing, so that factors are those against an ideal rival.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Counted:
     passes: int = 1
 
 
-# Storage -> tokens up to which a row counts -> what was counted at so many. Beyond the last row work
-# grows with the tokens.
+# Storage -> tokens up to which a row counts -> what was counted at so many. Beyond the last row
+# work grows with the tokens.
 COUNTED: Mapping[str, Mapping[int, Counted]] = {
     "2:4": {
         8: Counted(21.9, 14.5),
@@ -67,7 +67,9 @@ def product(chip: Chip, storage: str, sparsity: float, M: int, N: int, K: int) -
         chip: One of `roofline.CHIPS`.
         storage: Of W: "dense", "2:4", "bitmask" or "csr".
         sparsity: Share of zeros; 2:4 stores half of the weights whatever it is.
-        M, N, K: Tokens, out_features, in_features.
+        M: Tokens.
+        N: out_features.
+        K: in_features.
     """
     sparsity = 0.5 if storage == "2:4" else sparsity
     weight_bytes = N * K * bytes_a_weight(storage, sparsity)
@@ -124,4 +126,5 @@ def sentence(chip_name: str, sparsity: float, M: int) -> str:
     found = gains(CHIPS[chip_name], sparsity, M)
     parts = ", ".join(f"{storage} {gain:.1f}x" for storage, gain in found.items())
     tokens = f"{M} token{'s' if M > 1 else ''}"
-    return f"modelled on {chip_name}, 4096 x 4096: at {sparsity:.0%} zeros and {tokens} {parts} of dense"
+    where = f"modelled on {chip_name}, 4096 x 4096"
+    return f"{where}: at {sparsity:.0%} zeros and {tokens} {parts} of dense"
