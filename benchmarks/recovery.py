@@ -154,7 +154,7 @@ class Inputs:
             "steps": steps,
             "prune_minutes": prune_minutes,
             "train_minutes": train_minutes,
-            "losses": [loss.total for loss in report.losses] if row.trained else [],
+            "losses": [round(loss.total, 4) for loss in report.losses] if row.trained else [],
         }
 
     def _prune(self, model: nn.Module, row: Row) -> float:
