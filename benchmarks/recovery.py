@@ -1,4 +1,5 @@
-"""What pruning takes and recovery gives back: writes results/recovery.md and .json.
+"""What pruning takes and recovery gives back: writes benchmarks/results/recovery.md and .json, and
+the loss curves as results/recovery.png.
 
 `make recovery`. The default model is pruned in one shot and trained on with its zeros held, and the
 dense model is trained as long on the same text, which tells recovery from adaptation to the text.
@@ -104,6 +105,7 @@ def main() -> None:
         table["texts"] = inputs.sizes()
         _write(path, json.dumps(table, indent=1) + "\n")
         _write(path.with_suffix(".md"), markdown(table))
+        _plot(table)
         print(row.name, table["rows"][row.name], flush=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
@@ -145,8 +147,7 @@ class Inputs:
                 save_every=32,
                 progress=_say,
             )
-            report.plot(_made(SCRATCH / row.name) / "loss.png")
-            (SCRATCH / row.name / "recovery.pt").unlink()
+            shutil.rmtree(SCRATCH / row.name)
             steps, train_minutes = report.steps, report.seconds / 60
         return {
             "python": _perplexity(model, self.held_out),
@@ -210,6 +211,12 @@ def markdown(table: dict[str, Any]) -> str:
             f"{cell['steps'] or ''} | {minutes} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _plot(table: dict[str, Any]) -> None:
+    curves = {name: row["losses"] for name, row in table["rows"].items() if row["losses"]}
+    if curves:
+        prunekern.recovery.plot_losses(curves, _made(SCRATCH.parent) / "recovery.png")
 
 
 def _windows(tokenizer: Any, documents: tuple[str, ...]) -> Tensor:
