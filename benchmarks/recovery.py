@@ -11,7 +11,7 @@ licences of installed packages, 16 windows.
 
 Training: half cross-entropy, half KL to the dense parent, AdamW 1e-4 with a cosine, 127 steps of
 2 x 512 tokens, products in bfloat16. One row after the other is written as soon as it is there, and
-a second call goes on where the first was stopped: two hours on two cores for all of them.
+a second call goes on where the first was stopped: all of them take hours on two cores.
 """
 
 from __future__ import annotations
