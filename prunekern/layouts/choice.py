@@ -8,8 +8,8 @@ import torch
 
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
-    "bitmask": ("avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "sparse24": ("sm90a", "sm80", "amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "bitmask": ("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
     "csr": ("avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
@@ -25,7 +25,7 @@ CAPABILITIES = {
 }
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
-    "avx512bf16": (torch.bfloat16,),
+    **dict.fromkeys(("amx", "avx512bf16"), (torch.bfloat16,)),
     **dict.fromkeys(("sm90a", "sm80", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)),
 }
 
