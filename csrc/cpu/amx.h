@@ -1,7 +1,8 @@
 // AMX: matrices of 16 rows x 64 bytes in eight registers, and their product. Intel SDM volume 2,
 // TDPBF16PS; volume 1, chapter 18.
 //
-//   c[16][16] += a[16 rows][32 inputs] . b[16 pairs of inputs][16 columns][2]      fp32 += bf16 bf16
+//   c[16][16] += a[16 rows][32 inputs] . b[16 pairs of inputs][16 columns][2]      fp32 += bf16
+//   bf16
 //
 // The even and the odd inputs of a tile are summed apart and then added; a denormal input or sum
 // counts as zero, which costs less than 2^-126 a product.
@@ -20,8 +21,11 @@ namespace {
 constexpr int kTileSide = 16;  // rows, and 32-bit columns
 constexpr int kTileInputs = 32;
 constexpr int kTileElems = kTileSide * kTileInputs;
-constexpr int kTileSums = kTileSide * kTileSide;
 constexpr int kTileRowBytes = 64;
+constexpr int kBlockSums = 4 * kTileSide * kTileSide;  // of registers 0..3
+
+// Where the sums of row tile w and token tile x lie in memory, of a block of 2 x 2.
+constexpr int64_t sums_offset(int64_t w, int64_t x) { return (2 * w + x) * kTileSide * kTileSide; }
 
 // All eight registers in their full size for as long as it lives, on this thread; then free, as the
 // system saves 8 KB at each switch of a thread whose tiles are in use.
@@ -46,13 +50,13 @@ class TileRegisters {
 };
 
 // GCC's intrinsics do not say that they read memory: what was stored for them must be there.
-#define PK_TILE_LOAD(tile, address)                       \
-    do {                                                  \
-        asm volatile("" ::: "memory");                    \
-        _tile_loadd(tile, address, kTileRowBytes);        \
+#define PK_TILE_LOAD(tile, address)                \
+    do {                                           \
+        asm volatile("" ::: "memory");             \
+        _tile_loadd(tile, address, kTileRowBytes); \
     } while (false)
 
-// W row tiles x X token tiles of sums, each at sums + kTileSums * register.
+// W row tiles x X token tiles of sums, as sums_offset counts them.
 template <int W, int X>
 PK_INLINE void zero_sums() {
     _tile_zero(0);
@@ -63,25 +67,25 @@ PK_INLINE void zero_sums() {
 template <int W, int X>
 PK_INLINE void load_sums(const float* sums) {
     PK_TILE_LOAD(0, sums);
-    if constexpr (X == 2) PK_TILE_LOAD(1, sums + kTileSums);
-    if constexpr (W == 2) PK_TILE_LOAD(2, sums + 2 * kTileSums);
-    if constexpr (W == 2 && X == 2) PK_TILE_LOAD(3, sums + 3 * kTileSums);
+    if constexpr (X == 2) PK_TILE_LOAD(1, sums + sums_offset(0, 1));
+    if constexpr (W == 2) PK_TILE_LOAD(2, sums + sums_offset(1, 0));
+    if constexpr (W == 2 && X == 2) PK_TILE_LOAD(3, sums + sums_offset(1, 1));
 }
 template <int W, int X>
 PK_INLINE void store_sums(float* sums) {
     _tile_stored(0, sums, kTileRowBytes);
-    if constexpr (X == 2) _tile_stored(1, sums + kTileSums, kTileRowBytes);
-    if constexpr (W == 2) _tile_stored(2, sums + 2 * kTileSums, kTileRowBytes);
-    if constexpr (W == 2 && X == 2) _tile_stored(3, sums + 3 * kTileSums, kTileRowBytes);
+    if constexpr (X == 2) _tile_stored(1, sums + sums_offset(0, 1), kTileRowBytes);
+    if constexpr (W == 2) _tile_stored(2, sums + sums_offset(1, 0), kTileRowBytes);
+    if constexpr (W == 2 && X == 2) _tile_stored(3, sums + sums_offset(1, 1), kTileRowBytes);
 }
 
 // kRowsFirst: weights are the operand a, and sums [row][token]; else x is, and sums [token][row].
-#define PK_TILE_PRODUCT(sums, weights, tokens)           \
-    do {                                                 \
-        if constexpr (kRowsFirst)                        \
-            _tile_dpbf16ps(sums, weights, tokens);       \
-        else                                             \
-            _tile_dpbf16ps(sums, tokens, weights);       \
+#define PK_TILE_PRODUCT(sums, weights, tokens)     \
+    do {                                           \
+        if constexpr (kRowsFirst)                  \
+            _tile_dpbf16ps(sums, weights, tokens); \
+        else                                       \
+            _tile_dpbf16ps(sums, tokens, weights); \
     } while (false)
 
 // sums += the product over `count` tiles along K; the second row tile and the second token tile
@@ -105,9 +109,11 @@ PK_INLINE void add_products(const uint16_t* w, int64_t w_stride, const uint16_t*
     }
 }
 
-// Word j of row i to word i of row j: pairs of 1, 2, 4 and 8 rows trade places.
-PK_INLINE void transpose_words(__m512i (&rows)[16]) {
-    __m512i t[16];
+// Word j of line i to word i of line j of a tile: within 64 bits, 128 bits, then across.
+PK_INLINE void transpose_tile(void* tile) {
+    auto* lines = static_cast<uint32_t*>(tile);
+    __m512i rows[kTileSide], t[kTileSide];
+    for (int i = 0; i < kTileSide; ++i) rows[i] = load_words(lines + i * kTileSide);
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -132,7 +138,7 @@ PK_INLINE void transpose_words(__m512i (&rows)[16]) {
         t[8 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);
         t[12 + c] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
     }
-    for (int i = 0; i < 16; ++i) rows[i] = t[i];
+    for (int i = 0; i < kTileSide; ++i) store_words(lines + i * kTileSide, t[i]);
 }
 
 }  // namespace

@@ -1,20 +1,24 @@
 // y[M,N] = x[M,K] W[N,K]^T on AMX: "load sparse, compute dense". Compressed weights are expanded to
-// dense tiles, once for up to 512 tokens, and multiplied from there.
+// dense tiles, and these are multiplied with as many tokens as L2 has room for.
 //
-//   x         tiles [token tile][k tile][16 tokens][32 inputs]     or, rows first, its transpose
-//                                                                  [16 pairs][16 tokens][2]
-//   weights   tiles [row tile][k tile][16 pairs][16 rows][2]       or, rows first,
-//                                                                  [16 rows][32 inputs]
-//   sums      [2 x 2 tiles] of fp32 at a time: four products for four loads
+//   x         slices along K of up to 1 MB, in each [token tile][k tile] of
+//             [16 tokens][32 inputs], or, rows first, its transpose [16 pairs][16 tokens][2]
+//   weights   a slice of two row tiles, [row tile][k tile] of
+//             [16 pairs][16 rows][2], or, rows first, [16 rows][32 inputs]
+//   sums      2 row tiles x 2 token tiles of fp32 in registers: four products for four loads;
+//             in memory only between two slices
+//
+//   for each slice of x, pair of row tiles, 32 tokens:
+//     first tokens    expand 64 inputs, multiply, expand 64 inputs, multiply, ...
+//     all others      multiply with what has been expanded
 //
 // A format gives its tiles in the order that costs it less: kRowsFirst, and a Cursor that expands.
 //
-//   up to 32 tokens   a pair of row tiles at a time, 64 inputs at a time, sums in registers: weights
-//                     are read as one stream, and memory binds
-//   more              blocks of kBlockRowTiles row tiles x kBlockInputs inputs in L2; 32 tokens of
-//                     x [32][kBlockInputs] in L1 meet all of them; sums in L2 between two blocks
-//
-// Limit: a product of two tiles takes 16 cycles, and a tile of weights meets M / 16 tiles of tokens.
+// Limit, measured on one core of a Xeon at 3.7 GHz: a product of tiles 4.4 ns (16 cycles, 3.7
+// TFLOP/s), loading one 2.5 ns from L1 and 5.8 ns from L2. Up to 32 tokens memory binds, and the
+// first tokens' products hide behind it. Beyond, weights and x both come from L2, and 5.9 ns a
+// product is the best that such a loop reaches. Keeping either in L1 takes short slices, whose sums
+// travel instead: 6.5 ns, no gain.
 #pragma once
 #include <algorithm>
 
@@ -27,14 +31,24 @@ namespace {
 
 constexpr int64_t kStepInputs = 64;  // what a cursor expands at a time
 constexpr int64_t kStepTiles = kStepInputs / kTileInputs;
-constexpr int64_t kFewTokenTiles = 2;
-constexpr int64_t kAmxTokens = 512;  // tokens that an expanded tile of weights meets
-#ifndef BRT
-#define BRT 16
-#define BI 256
-#endif
-constexpr int64_t kBlockRowTiles = BRT;
-constexpr int64_t kBlockTiles = BI / kTileInputs;  // along K
+constexpr int64_t kSliceTiles = 1024;  // of x, 1 KB each: half of L2. Measured: 512 is worse
+constexpr int64_t kTokenChunk = 256;   // tokens for which a weight is expanded once, measured
+
+// How x [tokens, K] is cut into tiles and slices.
+struct Slices {
+    int64_t token_tiles, k_tiles, slice;  // slice: k tiles of each but the last
+
+    Slices(int64_t tokens, int64_t K)
+        : token_tiles(ceil_div(tokens, kTileSide)), k_tiles(round_up(K, kStepInputs) / kTileInputs),
+          slice(std::min(k_tiles, kSliceTiles / token_tiles / kStepTiles * kStepTiles)) {}
+
+    int64_t begin(int64_t k) const { return k / slice * slice; }
+    int64_t count(int64_t begin) const { return std::min(slice, k_tiles - begin); }
+    // Where the tile of 16 tokens and 32 inputs lies.
+    int64_t index(int64_t token_tile, int64_t k) const {
+        return begin(k) * token_tiles + token_tile * count(begin(k)) + k - begin(k);
+    }
+};
 
 // Inputs [k, k + 32) of 16 tokens from row 0 of x on as a tile, zero beyond K and `tokens`.
 template <bool kRowsFirst>
@@ -42,102 +56,107 @@ PK_INLINE void make_token_tile(const uint16_t* x, int64_t K, int64_t tokens, int
                                uint16_t* out) {
     const int64_t valid = std::clamp<int64_t>(K - k, 0, kTileInputs);
     const __mmask32 mask = valid == kTileInputs ? 0xffffffffU : (1U << valid) - 1;
-    __m512i rows[kTileSide];
-    for (int i = 0; i < kTileSide; ++i)
-        rows[i] = i < tokens ? _mm512_maskz_loadu_epi16(mask, x + i * K + k)
-                             : _mm512_setzero_si512();
-    if constexpr (kRowsFirst) transpose_words(rows);
-    for (int i = 0; i < kTileSide; ++i) _mm512_store_si512(out + i * kTileInputs, rows[i]);
+    for (int64_t i = 0; i < kTileSide; ++i)
+        store_words(out + i * kTileInputs, i < tokens
+                                               ? _mm512_maskz_loadu_epi16(mask, x + i * K + k)
+                                               : _mm512_setzero_si512());
+    if constexpr (kRowsFirst) transpose_tile(out);
 }
 
-// One tile of sums to y, rows n .. of tokens m .. .
-template <bool kRowsFirst>
-PK_INLINE void write_tile(const Problem& p, const float* sums, int64_t n, int64_t m,
-                          int64_t tokens) {
-    const int64_t rows = std::min<int64_t>(kTileSide, p.N - n);
-    const Vec bias =
-        p.bias ? load_some<BF16>(static_cast<const uint16_t*>(p.bias) + n, rows) : zero();
-    __m512i lines[kTileSide];  // one a token
-    for (int i = 0; i < kTileSide; ++i) lines[i] = load_words(sums + i * kTileSide);
-    if constexpr (kRowsFirst) transpose_words(lines);
-    for (int64_t i = 0; i < std::min<int64_t>(kTileSide, tokens); ++i)
-        store_some<BF16>(static_cast<uint16_t*>(p.y) + (m + i) * p.N + n,
-                         add(as_float(lines[i]), bias), rows);
+// Sums of W row tiles x X token tiles to y, rows n .. of tokens m .. m + tokens.
+template <bool kRowsFirst, int W, int X>
+PK_INLINE void write_sums(const Problem& p, float* sums, int64_t n, int64_t m, int64_t tokens) {
+    Vec bias[W];
+    int64_t rows[W];
+    for (int w = 0; w < W; ++w) {
+        const int64_t first = n + w * kTileSide;
+        rows[w] = std::min<int64_t>(kTileSide, p.N - first);
+        bias[w] = p.bias ? load_some<BF16>(static_cast<const uint16_t*>(p.bias) + first, rows[w])
+                         : zero();
+        for (int x = 0; kRowsFirst && x < X; ++x) transpose_tile(sums + sums_offset(w, x));
+    }
+    for (int64_t t = 0; t < std::min<int64_t>(X * kTileSide, tokens); ++t)
+        for (int w = 0; w < W; ++w) {  // two row tiles fill a line of y
+            const float* line = sums + sums_offset(w, t / kTileSide) + t % kTileSide * kTileSide;
+            store_some<BF16>(static_cast<uint16_t*>(p.y) + (m + t) * p.N + n + w * kTileSide,
+                             add(load(line), bias[w]), rows[w]);
+        }
 }
 
-// Row tiles [tile_begin, tile_end) with tokens m0 .. m0 + tokens, x in tiles.
+// Row tiles [tile_begin, tile_end) with the tokens m0 .. m0 + tokens, which are x in tiles.
 template <class Format>
-void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, const uint16_t* x,
-                        int64_t tile_begin, int64_t tile_end, int64_t m0, int64_t tokens) {
-    const int64_t k_tiles = round_up(p.K, kStepInputs) / kTileInputs;
-    const int64_t token_tiles = ceil_div(tokens, kTileSide);
-    const bool is_few = token_tiles <= kFewTokenTiles;
-    const int64_t block_rows = is_few ? 2 : kBlockRowTiles;
-    const int64_t block_k = is_few ? kStepTiles : kBlockTiles;
-    const int64_t row_elems = block_k * kTileElems, token_elems = k_tiles * kTileElems;
-    const int64_t token_pairs = ceil_div(token_tiles, 2);
-    Scratch<uint16_t> weights(block_rows * row_elems);
-    Scratch<float> all_sums(block_rows / 2 * token_pairs * 4 * kTileSums);
+void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, const Slices& slices,
+                        const uint16_t* x, int64_t tile_begin, int64_t tile_end, int64_t m0,
+                        int64_t tokens) {
+    constexpr bool kRowsFirst = Format::kRowsFirst;
+    const bool is_whole = slices.slice == slices.k_tiles;
+    const int64_t blocks = ceil_div(tile_end - tile_begin, 2) * ceil_div(slices.token_tiles, 2);
+    const int64_t row_elems = slices.slice * kTileElems;
+    Scratch<uint16_t> weights(2 * row_elems);
+    Scratch<float> all_sums((is_whole ? 1 : blocks) * kBlockSums);
+    typename Format::Cursor cursor(p, w, tile_begin, tile_end);
     const TileRegisters registers;
 
-    for (int64_t tile = tile_begin; tile < tile_end; tile += block_rows) {
-        const int64_t row_tiles = std::min(block_rows, tile_end - tile);
-        typename Format::Cursor cursor(p, w, tile);
-        for (int64_t k = 0; k < k_tiles; k += block_k) {
-            const int64_t count = std::min(block_k, k_tiles - k);
-            for (int64_t r = 0; r < row_tiles; ++r)
-                for (int64_t i = 0; i < count; i += kStepTiles)
-                    cursor.expand(r, (k + i) / kStepTiles,
-                                  weights.get() + r * row_elems + i * kTileElems);
-            const bool is_first = k == 0, is_last = k + count == k_tiles;
-            for (int64_t t = 0; t < token_tiles; t += 2)
-                for (int64_t r = 0; r < row_tiles; r += 2) {
-                    float* sums = all_sums.get() + (r / 2 * token_pairs + t / 2) * 4 * kTileSums;
-                    const auto multiply = [&](auto W, auto X) {
-                        if (is_first)
-                            zero_sums<W(), X()>();
-                        else if (!is_few)
-                            load_sums<W(), X()>(sums);
-                        add_products<Format::kRowsFirst, W(), X()>(
-                            weights.get() + r * row_elems, row_elems,
-                            x + t * token_elems + k * kTileElems, token_elems, count);
-                        if (!is_few || is_last) store_sums<W(), X()>(sums);
-                        if (!is_last) return;
-                        for (int i = 0; i < W(); ++i)
-                            for (int j = 0; j < X(); ++j)
-                                write_tile<Format::kRowsFirst>(
-                                    p, sums + (2 * i + j) * kTileSums, (tile + r + i) * kTileSide,
-                                    m0 + (t + j) * kTileSide, tokens - (t + j) * kTileSide);
-                    };
-                    with_constant<2>(static_cast<int>(std::min<int64_t>(2, row_tiles - r)),
-                                     [&](auto W) {
-                                         with_constant<2>(
-                                             static_cast<int>(std::min<int64_t>(2, token_tiles - t)),
-                                             [&](auto X) { multiply(W, X); });
-                                     });
+    for (int64_t k = 0; k < slices.k_tiles; k += slices.slice) {
+        const int64_t count = slices.count(k), token_elems = count * kTileElems;
+        const bool is_first = k == 0, is_last = k + count == slices.k_tiles;
+        float* sums = all_sums.get();
+
+        const auto multiply = [&](auto W, auto X, int64_t tile, int64_t t) {
+            const uint16_t* tile_x = x + slices.index(t, k) * kTileElems;
+            if (is_first)
+                zero_sums<W(), X()>();
+            else
+                load_sums<W(), X()>(sums);
+            if (t == 0)
+                for (int64_t i = 0; i < count; i += kStepTiles) {
+                    uint16_t* out = weights.get() + i * kTileElems;
+                    for (int r = 0; r < W(); ++r)
+                        cursor.expand(tile + r, (k + i) / kStepTiles, out + r * row_elems);
+                    add_products<kRowsFirst, W(), X()>(out, row_elems, tile_x + i * kTileElems,
+                                                       token_elems, kStepTiles);
                 }
-        }
+            else
+                add_products<kRowsFirst, W(), X()>(weights.get(), row_elems, tile_x, token_elems,
+                                                   count);
+            store_sums<W(), X()>(sums);
+            if (is_last)
+                write_sums<kRowsFirst, W(), X()>(p, sums, tile * kTileSide, m0 + t * kTileSide,
+                                                 tokens - t * kTileSide);
+            if (!is_whole) sums += kBlockSums;
+        };
+        const auto one_or_two = [](int64_t n) { return static_cast<int>(std::min<int64_t>(n, 2)); };
+        for (int64_t tile = tile_begin; tile < tile_end; tile += 2)
+            for (int64_t t = 0; t < slices.token_tiles; t += 2)
+                with_constant<2>(one_or_two(tile_end - tile), [&](auto W) {
+                    with_constant<2>(one_or_two(slices.token_tiles - t),
+                                     [&](auto X) { multiply(W, X, tile, t); });
+                });
     }
 }
 
 template <class Format>
 void linear_by_tiles(const Problem& p, const typename Format::Weight& w) {
-    const int64_t k_tiles = round_up(p.K, kStepInputs) / kTileInputs;
     const int64_t row_tiles = ceil_div(p.N, kTileSide);
-    Scratch<uint16_t> x(ceil_div(std::min(p.M, kAmxTokens), kTileSide) * k_tiles * kTileElems);
-    for (int64_t m0 = 0; m0 < p.M; m0 += kAmxTokens) {
-        const int64_t tokens = std::min(kAmxTokens, p.M - m0);
-        parallel_for(p, ceil_div(tokens, kTileSide) * k_tiles, 64, [&](int64_t b, int64_t e) {
+    // Chunks of equal length, so that none is a short rest.
+    const int64_t chunk = round_up(ceil_div(p.M, ceil_div(p.M, kTokenChunk)), 2 * kTileSide);
+    const Slices longest(std::min(chunk, p.M), p.K);
+    Scratch<uint16_t> x(longest.token_tiles * longest.k_tiles * kTileElems);
+    for (int64_t m0 = 0; m0 < p.M; m0 += chunk) {
+        const int64_t tokens = std::min(chunk, p.M - m0);
+        const Slices slices(tokens, p.K);
+        parallel_for(p, slices.token_tiles * slices.k_tiles, 64, [&](int64_t b, int64_t e) {
             for (int64_t i = b; i < e; ++i) {
-                const int64_t t = i / k_tiles * kTileSide;
-                make_token_tile<Format::kRowsFirst>(
-                    static_cast<const uint16_t*>(p.x) + (m0 + t) * p.K, p.K, tokens - t,
-                    i % k_tiles * kTileInputs, x.get() + i * kTileElems);
+                const int64_t t = i / slices.k_tiles, k = i % slices.k_tiles;
+                make_token_tile<Format::kRowsFirst>(static_cast<const uint16_t*>(p.x) +
+                                                        (m0 + t * kTileSide) * p.K,
+                                                    p.K, tokens - t * kTileSide, k * kTileInputs,
+                                                    x.get() + slices.index(t, k) * kTileElems);
             }
         });
         parallel_for(p, ceil_div(row_tiles, 2), kWeightsPerTask / (2 * kTileSide * p.K),
                      [&](int64_t b, int64_t e) {
-                         multiply_row_tiles<Format>(p, w, x.get(), 2 * b,
+                         multiply_row_tiles<Format>(p, w, slices, x.get(), 2 * b,
                                                     std::min(2 * e, row_tiles), m0, tokens);
                      });
     }

@@ -21,22 +21,21 @@ struct Tiles {
 
     class Cursor {
       public:
-        Cursor(const Problem& p, const Weight& w, int64_t tile)
-            : masks_(static_cast<const uint64_t*>(w.bitmask)),
-              first_(tile * kStreams),
-              tiles_(ceil_div(p.N, kTileRows)),
-              chunks_(ceil_div(p.K, kStepInputs)) {
-            for (int64_t i = 0; i < kBlockRowTiles * kStreams && first_ + i < tiles_; ++i)
-                values_[i] = static_cast<const uint16_t*>(w.values) + w.offsets[first_ + i];
+        Cursor(const Problem& p, const Weight& w, int64_t tile_begin, int64_t tile_end)
+            : masks_(static_cast<const uint64_t*>(w.bitmask)), first_(tile_begin * kStreams),
+              end_(std::min(tile_end * kStreams, ceil_div(p.N, kTileRows))),
+              chunks_(ceil_div(p.K, kStepInputs)), values_(end_ - first_) {
+            for (int64_t i = first_; i < end_; ++i)
+                values_[i - first_] = static_cast<const uint16_t*>(w.values) + w.offsets[i];
         }
 
-        // Inputs [64 step, 64 step + 64) of the row tile `tile` after the first, whose steps come
-        // in order: where a step's values start is known from those before.
+        // Inputs [64 step, 64 step + 64) of a row tile, whose steps come in order: where a step's
+        // values start is known from those before.
         PK_INLINE void expand(int64_t tile, int64_t step, uint16_t* out) {
             for (int64_t i = tile * kStreams; i < (tile + 1) * kStreams; ++i) {
-                const bool is_inside = first_ + i < tiles_;
-                const uint64_t* masks = masks_ + ((first_ + i) * chunks_ + step) * kTileRows;
-                const uint16_t* values = is_inside ? values_[i] : nullptr;
+                const bool is_inside = i < end_;
+                const uint64_t* masks = masks_ + (i * chunks_ + step) * kTileRows;
+                const uint16_t* values = is_inside ? values_[i - first_] : nullptr;
 #pragma GCC unroll 4
                 for (int r = 0; r < kTileRows; ++r, out += kTileInputs) {
                     if (!is_inside) {
@@ -54,7 +53,7 @@ struct Tiles {
                 }
                 if (!is_inside) continue;
                 prefetch(reinterpret_cast<const char*>(masks) + kPrefetchBytes / 4);
-                values_[i] = values;
+                values_[i - first_] = values;
             }
         }
 
@@ -64,12 +63,12 @@ struct Tiles {
         }
 
         const uint64_t* masks_;
-        int64_t first_, tiles_, chunks_;
-        const uint16_t* values_[kBlockRowTiles * kStreams];
+        int64_t first_, end_, chunks_;  // in tiles of four rows
+        Scratch<const uint16_t*> values_;
     };
 };
 
-constexpr int64_t kDecodeTokens = 1;
+constexpr int64_t kDecodeTokens = 2;  // measured
 
 }  // namespace bitmask
 }  // namespace

@@ -41,7 +41,7 @@ constexpr IsaName kIsas[] = {{Isa::kScalar, "scalar"},
     X(avx512vbmi2, Isa::kAvx512Bf16) \
     PRUNEKERN_AMX_FEATURES(X)
 #if PRUNEKERN_AMX  // a compiler that lacks the flags does not know the names either
-#define PRUNEKERN_AMX_FEATURES(X) X(amx-tile, Isa::kAmx) X(amx-bf16, Isa::kAmx)
+#define PRUNEKERN_AMX_FEATURES(X) X(amx - tile, Isa::kAmx) X(amx - bf16, Isa::kAmx)
 #else
 #define PRUNEKERN_AMX_FEATURES(X)
 #endif
@@ -50,8 +50,8 @@ constexpr IsaName kIsas[] = {{Isa::kScalar, "scalar"},
 #endif
 
 #if PRUNEKERN_AMX
-// Linux gives a process the tile registers, 8 KB a thread to save, only when it asks; for all of its
-// threads and once for all. Documentation/arch/x86/xstate.rst.
+// Linux gives a process the tile registers, 8 KB a thread to save, only when it asks; for all of
+// its threads and once for all. Documentation/arch/x86/xstate.rst.
 inline bool may_use_tiles() {
 #if defined(__linux__)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
