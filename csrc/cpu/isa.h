@@ -25,23 +25,23 @@ constexpr IsaName kIsas[] = {{Isa::kScalar, "scalar"},
 #if defined(__x86_64__)
 // X(name as __builtin_cpu_supports knows it, which also asks the OS; the first variant to need it).
 // CMakeLists.txt compiles each variant's files with the flags of these.
-#define PRUNEKERN_NEEDED_FEATURES(X) \
-    X(avx2, Isa::kAvx2)              \
-    X(fma, Isa::kAvx2)               \
-    X(f16c, Isa::kAvx2)              \
-    X(bmi, Isa::kAvx2)               \
-    X(bmi2, Isa::kAvx2)              \
-    X(popcnt, Isa::kAvx2)            \
-    X(avx512f, Isa::kAvx512)         \
-    X(avx512bw, Isa::kAvx512)        \
-    X(avx512dq, Isa::kAvx512)        \
-    X(avx512vl, Isa::kAvx512)        \
-    X(avx512bf16, Isa::kAvx512Bf16)  \
-    X(avx512vbmi, Isa::kAvx512Bf16)  \
-    X(avx512vbmi2, Isa::kAvx512Bf16) \
+#define PRUNEKERN_NEEDED_FEATURES(X)   \
+    X("avx2", Isa::kAvx2)              \
+    X("fma", Isa::kAvx2)               \
+    X("f16c", Isa::kAvx2)              \
+    X("bmi", Isa::kAvx2)               \
+    X("bmi2", Isa::kAvx2)              \
+    X("popcnt", Isa::kAvx2)            \
+    X("avx512f", Isa::kAvx512)         \
+    X("avx512bw", Isa::kAvx512)        \
+    X("avx512dq", Isa::kAvx512)        \
+    X("avx512vl", Isa::kAvx512)        \
+    X("avx512bf16", Isa::kAvx512Bf16)  \
+    X("avx512vbmi", Isa::kAvx512Bf16)  \
+    X("avx512vbmi2", Isa::kAvx512Bf16) \
     PRUNEKERN_AMX_FEATURES(X)
 #if PRUNEKERN_AMX  // a compiler that lacks the flags does not know the names either
-#define PRUNEKERN_AMX_FEATURES(X) X(amx - tile, Isa::kAmx) X(amx - bf16, Isa::kAmx)
+#define PRUNEKERN_AMX_FEATURES(X) X("amx-tile", Isa::kAmx) X("amx-bf16", Isa::kAmx)
 #else
 #define PRUNEKERN_AMX_FEATURES(X)
 #endif
@@ -69,7 +69,7 @@ inline std::vector<std::string> missing_features(Isa isa) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #define PRUNEKERN_NEED(name, first) \
-    if (isa >= first && !__builtin_cpu_supports(#name)) missing.emplace_back(#name);
+    if (isa >= first && !__builtin_cpu_supports(name)) missing.emplace_back(name);
     PRUNEKERN_NEEDED_FEATURES(PRUNEKERN_NEED)
 #undef PRUNEKERN_NEED
     if (isa == Isa::kAmx) {
