@@ -91,7 +91,9 @@ void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, cons
     constexpr bool kRowsFirst = Format::kRowsFirst;
     const bool is_whole = slices.slice == slices.k_tiles;
     const int64_t blocks = ceil_div(tile_end - tile_begin, 2) * ceil_div(slices.token_tiles, 2);
-    const int64_t row_elems = slices.slice * kTileElems;
+    // Expanded tiles that no further tokens wait for give way to the next, and stay in L1.
+    const int64_t kept = slices.token_tiles > 2 ? slices.slice : 2 * kStepTiles;
+    const int64_t row_elems = kept * kTileElems;
     Scratch<uint16_t> weights(2 * row_elems);
     Scratch<float> all_sums((is_whole ? 1 : blocks) * kBlockSums);
     typename Format::Cursor cursor(p, w, tile_begin, tile_end);
@@ -110,7 +112,7 @@ void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, cons
                 load_sums<W(), X()>(sums);
             if (t == 0)
                 for (int64_t i = 0; i < count; i += kStepTiles) {
-                    uint16_t* out = weights.get() + i * kTileElems;
+                    uint16_t* out = weights.get() + i % kept * kTileElems;
                     for (int r = 0; r < W(); ++r)
                         cursor.expand(tile + r, (k + i) / kStepTiles, out + r * row_elems);
                     add_products<kRowsFirst, W(), X()>(out, row_elems, tile_x + i * kTileElems,
