@@ -36,17 +36,19 @@ constexpr int64_t kTokenChunk = 256;   // tokens for which a weight is expanded 
 
 // How x [tokens, K] is cut into tiles and slices.
 struct Slices {
-    int64_t token_tiles, k_tiles, slice;  // slice: k tiles of each but the last
+    int64_t token_tiles, token_pairs, k_tiles, slice;  // slice: k tiles of each but the last
 
     Slices(int64_t tokens, int64_t K)
-        : token_tiles(ceil_div(tokens, kTileSide)), k_tiles(round_up(K, kStepInputs) / kTileInputs),
-          slice(std::min(k_tiles, kSliceTiles / token_tiles / kStepTiles * kStepTiles)) {}
+        : token_tiles(ceil_div(tokens, kTileSide)), token_pairs(ceil_div(token_tiles, 2)),
+          k_tiles(round_up(K, kStepInputs) / kTileInputs),
+          slice(std::min(k_tiles, kSliceTiles / 2 / token_pairs / kStepTiles * kStepTiles)) {}
 
     int64_t begin(int64_t k) const { return k / slice * slice; }
     int64_t count(int64_t begin) const { return std::min(slice, k_tiles - begin); }
     // Where the tile of 16 tokens and 32 inputs lies.
     int64_t index(int64_t token_tile, int64_t k) const {
-        return begin(k) * token_tiles + token_tile * count(begin(k)) + k - begin(k);
+        const int64_t pair = begin(k) * token_pairs + token_tile / 2 * count(begin(k));
+        return 2 * (pair + k - begin(k)) + token_tile % 2;
     }
 };
 
@@ -90,17 +92,16 @@ void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, cons
                         int64_t tokens) {
     constexpr bool kRowsFirst = Format::kRowsFirst;
     const bool is_whole = slices.slice == slices.k_tiles;
-    const int64_t blocks = ceil_div(tile_end - tile_begin, 2) * ceil_div(slices.token_tiles, 2);
+    const int64_t blocks = ceil_div(tile_end - tile_begin, 2) * slices.token_pairs;
     // Expanded tiles that no further tokens wait for give way to the next, and stay in L1.
     const int64_t kept = slices.token_tiles > 2 ? slices.slice : 2 * kStepTiles;
-    const int64_t row_elems = kept * kTileElems;
-    Scratch<uint16_t> weights(2 * row_elems);
+    Scratch<uint16_t> weights(kept * kPairElems);
     Scratch<float> all_sums((is_whole ? 1 : blocks) * kBlockSums);
     typename Format::Cursor cursor(p, w, tile_begin, tile_end);
     const TileRegisters registers;
 
     for (int64_t k = 0; k < slices.k_tiles; k += slices.slice) {
-        const int64_t count = slices.count(k), token_elems = count * kTileElems;
+        const int64_t count = slices.count(k);
         const bool is_first = k == 0, is_last = k + count == slices.k_tiles;
         float* sums = all_sums.get();
 
@@ -112,15 +113,13 @@ void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, cons
                 load_sums<W(), X()>(sums);
             if (t == 0)
                 for (int64_t i = 0; i < count; i += kStepTiles) {
-                    uint16_t* out = weights.get() + i % kept * kTileElems;
+                    uint16_t* out = weights.get() + i % kept * kPairElems;
                     for (int r = 0; r < W(); ++r)
-                        cursor.expand(tile + r, (k + i) / kStepTiles, out + r * row_elems);
-                    add_products<kRowsFirst, W(), X()>(out, row_elems, tile_x + i * kTileElems,
-                                                       token_elems, kStepTiles);
+                        cursor.expand(tile + r, (k + i) / kStepTiles, out + r * kTileElems);
+                    add_products<kRowsFirst, W(), X()>(out, tile_x + i * kPairElems, kStepTiles);
                 }
             else
-                add_products<kRowsFirst, W(), X()>(weights.get(), row_elems, tile_x, token_elems,
-                                                   count);
+                add_products<kRowsFirst, W(), X()>(weights.get(), tile_x, count);
             store_sums<W(), X()>(sums);
             if (is_last)
                 write_sums<kRowsFirst, W(), X()>(p, sums, tile * kTileSide, m0 + t * kTileSide,
@@ -143,7 +142,7 @@ void linear_by_tiles(const Problem& p, const typename Format::Weight& w) {
     // Chunks of equal length, so that none is a short rest.
     const int64_t chunk = round_up(ceil_div(p.M, ceil_div(p.M, kTokenChunk)), 2 * kTileSide);
     const Slices longest(std::min(chunk, p.M), p.K);
-    Scratch<uint16_t> x(longest.token_tiles * longest.k_tiles * kTileElems);
+    Scratch<uint16_t> x(longest.token_pairs * longest.k_tiles * kPairElems);
     for (int64_t m0 = 0; m0 < p.M; m0 += chunk) {
         const int64_t tokens = std::min(chunk, p.M - m0);
         const Slices slices(tokens, p.K);

@@ -40,7 +40,7 @@ struct Tiles {
                 for (int r = 0; r < kTileRows; ++r, out += kTileInputs) {
                     if (!is_inside) {
                         _mm512_store_si512(out, _mm512_setzero_si512());
-                        _mm512_store_si512(out + kTileElems, _mm512_setzero_si512());
+                        _mm512_store_si512(out + kPairElems, _mm512_setzero_si512());
                         continue;
                     }
                     const auto low = static_cast<uint32_t>(masks[r]);
@@ -48,7 +48,7 @@ struct Tiles {
                     prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
                     _mm512_store_si512(out, expand32(low, values));
                     values += _mm_popcnt_u32(low);
-                    _mm512_store_si512(out + kTileElems, expand32(high, values));
+                    _mm512_store_si512(out + kPairElems, expand32(high, values));
                     values += _mm_popcnt_u32(high);
                 }
                 if (!is_inside) continue;

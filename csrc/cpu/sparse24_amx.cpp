@@ -57,7 +57,7 @@ struct Sparse24Tiles {
                 else
                     for (int i = 0; i < kTileSide; ++i)
                         _mm512_store_si512(out + i * kTileInputs, _mm512_setzero_si512());
-                out += kTileElems;
+                out += kPairElems;
             }
         }
 
