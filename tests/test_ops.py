@@ -101,9 +101,9 @@ def test_long_rows_keep_their_precision(variant):
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v[1] == "amx"], ids=_ids)
 def test_amx_ends_of_tiles_slices_and_chunks(variant):
-    # x in slices of 1024 tiles of 16 tokens x 32 inputs, in chunks of at most 256 tokens
+    # x in slices of 1024 tiles of 16 tokens x 32 inputs, chunks of 256 tokens, 1024 rows at a time
     for N, K, M in (
-        (40, 2081, 250),
+        (1050, 2081, 250),
         (17, 6210, 81),
         (33, 31, 33),
         (49, 95, 47),

@@ -34,6 +34,7 @@ constexpr int64_t kStepInputs = 64;  // what a cursor expands at a time
 constexpr int64_t kStepTiles = kStepInputs / kTileInputs;
 constexpr int64_t kSliceTiles = 1024;  // of x, 1 KB each: half of L2. Measured: 512 is worse
 constexpr int64_t kTokenChunk = 256;   // tokens for which a weight is expanded once, measured
+constexpr int64_t kRowTiles = 64;      // whose sums wait between two slices: 1 MB at most
 
 // How x [tokens, K] is cut into tiles and slices.
 struct Slices {
@@ -46,6 +47,8 @@ struct Slices {
 
     int64_t begin(int64_t k) const { return k / slice * slice; }
     int64_t count(int64_t begin) const { return std::min(slice, k_tiles - begin); }
+    // Expanded k tiles at a time: what no further tokens wait for gives way, and stays in L1.
+    int64_t kept() const { return token_pairs > 1 ? slice : 2 * kStepTiles; }
     // Where the tile of 16 tokens and 32 inputs lies.
     int64_t index(int64_t token_tile, int64_t k) const {
         const int64_t pair = begin(k) * token_pairs + token_tile / 2 * count(begin(k));
@@ -86,45 +89,46 @@ PK_INLINE void write_sums(const Problem& p, float* sums, int64_t n, int64_t m, i
         }
 }
 
-// Row tiles [tile_begin, tile_end) with the tokens m0 .. m0 + tokens, which are x in tiles.
+// Tokens first .. first + count of the problem, in tiles.
+struct TokenTiles {
+    Slices slices;
+    const uint16_t* tiles;
+    int64_t first, count;
+};
+
+// Row tiles [tile_begin, tile_end) with all of x. weights and all_sums: scratch of the thread.
 template <class Format>
-void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, const Slices& slices,
-                        const uint16_t* x, int64_t tile_begin, int64_t tile_end, int64_t m0,
-                        int64_t tokens) {
+void multiply_row_tiles(const Problem& p, const typename Format::Weight& w, const TokenTiles& x,
+                        int64_t tile_begin, int64_t tile_end, uint16_t* weights, float* all_sums) {
     constexpr bool kRowsFirst = Format::kRowsFirst;
+    const Slices& slices = x.slices;
     const bool is_whole = slices.slice == slices.k_tiles;
-    const int64_t blocks = ceil_div(tile_end - tile_begin, 2) * slices.token_pairs;
-    // Expanded tiles that no further tokens wait for give way to the next, and stay in L1.
-    const int64_t kept = slices.token_tiles > 2 ? slices.slice : 2 * kStepTiles;
-    Scratch<uint16_t> weights(kept * kPairElems);
-    Scratch<float> all_sums((is_whole ? 1 : blocks) * kBlockSums);
     typename Format::Cursor cursor(p, w, tile_begin, tile_end);
-    const TileRegisters registers;
 
     for (int64_t k = 0; k < slices.k_tiles; k += slices.slice) {
         const int64_t count = slices.count(k);
         const bool is_first = k == 0, is_last = k + count == slices.k_tiles;
-        float* sums = all_sums.get();
+        float* sums = all_sums;
 
         const auto multiply = [&](auto W, auto X, int64_t tile, int64_t t) {
-            const uint16_t* tile_x = x + slices.index(t, k) * kTileElems;
+            const uint16_t* tile_x = x.tiles + slices.index(t, k) * kTileElems;
             if (is_first)
                 zero_sums<W(), X()>();
             else
                 load_sums<W(), X()>(sums);
             if (t == 0)
                 for (int64_t i = 0; i < count; i += kStepTiles) {
-                    uint16_t* out = weights.get() + i % kept * kPairElems;
+                    uint16_t* out = weights + i % slices.kept() * kPairElems;
                     for (int r = 0; r < W(); ++r)
                         cursor.expand(tile + r, (k + i) / kStepTiles, out + r * kTileElems);
                     add_products<kRowsFirst, W(), X()>(out, tile_x + i * kPairElems, kStepTiles);
                 }
             else
-                add_products<kRowsFirst, W(), X()>(weights.get(), tile_x, count);
+                add_products<kRowsFirst, W(), X()>(weights, tile_x, count);
             store_sums<W(), X()>(sums);
             if (is_last)
-                write_sums<kRowsFirst, W(), X()>(p, sums, tile * kTileSide, m0 + t * kTileSide,
-                                                 tokens - t * kTileSide);
+                write_sums<kRowsFirst, W(), X()>(p, sums, tile * kTileSide, x.first + t * kTileSide,
+                                                 x.count - t * kTileSide);
             if (!is_whole) sums += kBlockSums;
         };
         const auto one_or_two = [](int64_t n) { return static_cast<int>(std::min<int64_t>(n, 2)); };
@@ -143,23 +147,29 @@ void linear_by_tiles(const Problem& p, const typename Format::Weight& w) {
     // Chunks of equal length, so that none is a short rest.
     const int64_t chunk = round_up(ceil_div(p.M, ceil_div(p.M, kTokenChunk)), 2 * kTileSide);
     const Slices longest(std::min(chunk, p.M), p.K);
-    Scratch<uint16_t> x(longest.token_pairs * longest.k_tiles * kPairElems);
-    for (int64_t m0 = 0; m0 < p.M; m0 += chunk) {
-        const int64_t tokens = std::min(chunk, p.M - m0);
-        const Slices slices(tokens, p.K);
+    Scratch<uint16_t> tiles(longest.token_pairs * longest.k_tiles * kPairElems);
+    for (int64_t first = 0; first < p.M; first += chunk) {
+        const int64_t count = std::min(chunk, p.M - first);
+        const Slices slices(count, p.K);
         parallel_for(p, slices.token_tiles * slices.k_tiles, 64, [&](int64_t b, int64_t e) {
             for (int64_t i = b; i < e; ++i) {
-                const int64_t t = i / slices.k_tiles, k = i % slices.k_tiles;
-                make_token_tile<Format::kRowsFirst>(static_cast<const uint16_t*>(p.x) +
-                                                        (m0 + t * kTileSide) * p.K,
-                                                    p.K, tokens - t * kTileSide, k * kTileInputs,
-                                                    x.get() + slices.index(t, k) * kTileElems);
+                const int64_t t = i / slices.k_tiles * kTileSide, k = i % slices.k_tiles;
+                make_token_tile<Format::kRowsFirst>(
+                    static_cast<const uint16_t*>(p.x) + (first + t) * p.K, p.K, count - t,
+                    k * kTileInputs, tiles.get() + slices.index(t / kTileSide, k) * kTileElems);
             }
         });
+        const TokenTiles x{slices, tiles.get(), first, count};
         parallel_for(p, ceil_div(row_tiles, 2), kWeightsPerTask / (2 * kTileSide * p.K),
                      [&](int64_t b, int64_t e) {
-                         multiply_row_tiles<Format>(p, w, slices, x.get(), 2 * b,
-                                                    std::min(2 * e, row_tiles), m0, tokens);
+                         Scratch<uint16_t> weights(slices.kept() * kPairElems);
+                         Scratch<float> sums(kRowTiles / 2 * slices.token_pairs * kBlockSums);
+                         const TileRegisters registers;
+                         const int64_t end = std::min(2 * e, row_tiles);
+                         for (int64_t tile = 2 * b; tile < end; tile += kRowTiles)
+                             multiply_row_tiles<Format>(p, w, x, tile,
+                                                        std::min(tile + kRowTiles, end),
+                                                        weights.get(), sums.get());
                      });
     }
 }
