@@ -8,7 +8,10 @@ import torch
 
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": ("sm90a", "sm80", "amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "sparse24": (
+        *("sm90a", "sm80"),
+        *("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    ),
     "bitmask": ("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
     "csr": ("avx512", "avx2", "scalar", "triton", "reference"),
 }
