@@ -19,6 +19,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+import cuda_csr  # noqa: E402
 import triton_compiled  # noqa: E402
 import triton_dense  # noqa: E402
 from cuda_linear import linear, make_case  # noqa: E402
@@ -35,6 +36,7 @@ from prunekern.testing import assert_close_to_float64  # noqa: E402
 
 N = K = 4096
 TOKENS = (1, 8, 16, 64, 128, 512)
+CSR_TOKENS, CSR_ZEROS = (1, 8, 16), (0.7, 0.8, 0.9)
 HOPPER = ("H100 SXM", "H200")
 REFERENCE_SMS = {"sm80": 108, "sm90a": 132}  # whose plan the table of counters shows
 
@@ -147,6 +149,16 @@ def ours(variant: str, M: int, sms: int) -> Run | None:
 
 
 @functools.cache
+def csr(M: int, sparsity: float, sms: int) -> tuple[Run, int]:
+    """(the CSR product with so many zeros at random, kept weights)."""
+    kernel, case = cuda_csr.linear(), cuda_csr.random_case(M, N, K, sparsity)
+    y, _ = kernel.product(case, sms)
+    assert_close_to_float64(y, case.x, case.weight)
+    facts = {"weight_passes": kernel.plan_of(case, sms).token_tiles}
+    return _run(kernel, "sm_75", ("values", "col_indices"), "x", **facts), case.nnz
+
+
+@functools.cache
 def oracle(name: str, arch: str) -> Oracle:
     """CUTLASS's kernels, compiled once."""
     return Oracle(name, arch)
@@ -241,6 +253,24 @@ def counter_rows() -> list[list[str]]:
     return rows
 
 
+def csr_rows() -> list[list[str]]:
+    """One of each share of zeros and number of tokens."""
+    rows = []
+    for sparsity in CSR_ZEROS:
+        for M in CSR_TOKENS:
+            run, nnz = csr(M, sparsity, REFERENCE_SMS["sm80"])
+            c, (registers, spilled, _) = run.counters, run.static
+            moves = c.by_class["move"]
+            times = [_cell(modelled(CHIPS[chip], run.work)) for chip in CSR_CHIPS]
+            rows.append([
+                f"{sparsity:.0%}", str(M), str(run.blocks), f"{run.work.dram_bytes / nnz:.2f}",
+                *(f"{1024 * n / nnz:.0f}" for n in (c.instructions, c.instructions - moves)),
+                *(f"{n / nnz:.3f}" for n in (run.wavefronts, sum(c.conflicts.values()))),
+                f"{c.balance:.2f}", str(registers), str(spilled), *times,
+            ])  # fmt: skip
+    return rows
+
+
 def ideal(chip: str, M: int, sparse: bool) -> Modelled:
     """A product that reads and writes everything once and wastes nothing."""
     macs = M * N * K
@@ -297,9 +327,22 @@ COUNTER_HEADER = [
 ]  # fmt: skip
 
 
+CSR_CHIPS = ("A100 80G", "H100 SXM", "RTX 4090")
+CSR_NOTES = """## CSR on CUDA cores
+
+As above, for a kept weight and zeros at random. Instructions also without moves, most of which the
+assembler removes. Balance: instructions of the busiest warp over the mean. Modelled microseconds
+take the counts of the one plan shown."""
+CSR_HEADER = [
+    "zeros", "M", "blocks", "DRAM bytes", "instr. / 1024", "less moves", "wavefronts",
+    "conflicts", "balance", "registers", "spilled", *(f"modelled us, {c}" for c in CSR_CHIPS),
+]  # fmt: skip
+
+
 def report() -> str:
     """The page."""
     parts = [NOTES, table(COUNTER_HEADER, counter_rows())]
+    parts.append(f"{CSR_NOTES}\n\n{table(CSR_HEADER, csr_rows())}")
     parts.append(
         "## Modelled times in microseconds and what binds\n\n"
         "A lower bound with fixed latencies added: limits overlap perfectly, DRAM reaches its\n"

@@ -64,6 +64,7 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     PACK_BITMASK(amx);
 #endif
 #if PRUNEKERN_CUDA
+    LINEAR_CSR(simt);
     LINEAR24(sm80);
     PACK24(sm80);
     UNPACK24(sm80);

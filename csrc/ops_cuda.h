@@ -79,7 +79,7 @@ inline Tensor aligned_rows(const Tensor& x, int64_t K) {
     return is_aligned(x, kAlignment) ? x : torch::stable::clone(x);
 }
 
-// The weight's device and dtype: sizes, and 16 bits on a GPU.
+// The weight's device, and its sizes.
 inline Device check_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
     const Device device = values.device();
     if (device.type() != DeviceType::CUDA)
@@ -87,8 +87,6 @@ inline Device check_weight(const char* op, const Tensor& values, int64_t N, int6
     check_sizes(op, N, K);
     if (N > kMaxSize || K > kMaxSize)
         fail(op, "out_features and in_features", "be below 2^31 - 1024", std::max(N, K));
-    if (dtype_of(op, "values", values) == DType::kFloat32)
-        fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
     return device;
 }
 

@@ -29,6 +29,12 @@ void prepare_once(int device) {
                    [] { check_cuda(V.linear_op, "preparing the kernels", V.prepare()); });
 }
 
+Device check_16_bit_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
+    if (dtype_of(op, "values", values) == DType::kFloat32)
+        fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
+    return check_weight(op, values, N, K);
+}
+
 void check_panels(const char* op, const Tensor& values, const Tensor& meta, int64_t N, int64_t K,
                   const Device& device) {
     namespace panel = sparse24_fragments;
@@ -50,7 +56,7 @@ template <const Sparse24Variant& V>
 Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta,
                        const std::optional<Tensor>& bias, int64_t N, int64_t K) {
     const char* op = V.linear_op;
-    const Device device = check_weight(op, values, N, K);
+    const Device device = check_16_bit_weight(op, values, N, K);
     check_panels(op, values, meta, N, K, device);
     check_linear(op, x, values.scalar_type(), bias, N, K, device);
     const Gpu& facts = gpu(op, device.index());
@@ -88,7 +94,7 @@ template <const Sparse24Variant& V>
 std::tuple<Tensor, Tensor> sparse24_pack(const Tensor& values, const Tensor& meta, int64_t N,
                                          int64_t K) {
     namespace panel = sparse24_fragments;
-    const Device device = check_weight(V.pack_op, values, N, K);
+    const Device device = check_16_bit_weight(V.pack_op, values, N, K);
     check_canonical(V.pack_op, values, meta, N, K, device);
     const Current current(device.index());
     const int64_t R = panel::row_groups(N), C = panel::column_tiles(K);
@@ -107,7 +113,7 @@ std::tuple<Tensor, Tensor> sparse24_pack(const Tensor& values, const Tensor& met
 template <const Sparse24Variant& V>
 std::tuple<Tensor, Tensor> sparse24_unpack(const Tensor& panel_values, const Tensor& panel_meta,
                                            int64_t N, int64_t K) {
-    const Device device = check_weight(V.unpack_op, panel_values, N, K);
+    const Device device = check_16_bit_weight(V.unpack_op, panel_values, N, K);
     check_panels(V.unpack_op, panel_values, panel_meta, N, K, device);
     const Current current(device.index());
     const int64_t G = ceil_div(K, 4);
@@ -125,7 +131,7 @@ std::tuple<Tensor, Tensor> sparse24_unpack(const Tensor& panel_values, const Ten
 
 Tensor sparse24_decompress_op(const Tensor& values, const Tensor& meta, int64_t N, int64_t K) {
     const char* op = "sparse24_decompress";
-    const Device device = check_weight(op, values, N, K);
+    const Device device = check_16_bit_weight(op, values, N, K);
     check_canonical(op, values, meta, N, K, device);
     const Current current(device.index());
     const int64_t sizes[] = {N, K};

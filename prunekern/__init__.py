@@ -17,6 +17,7 @@ from prunekern.nn import SparseLinear
 from prunekern.ops import linear
 from prunekern.pruning import prune
 from prunekern.replace import replace_linears, restore_linears
+from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
 
 if TYPE_CHECKING:
     from prunekern.compare import compare
@@ -34,6 +35,10 @@ __all__ = [
     "nbytes",
     "pack",
     "prune",
+    "remove_channels",
+    "remove_heads",
+    "remove_hidden",
+    "remove_layers",
     "replace_linears",
     "restore_linears",
     "unpack",

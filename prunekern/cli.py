@@ -45,6 +45,12 @@ def compare(
         "results"
     ),
     rounds: Annotated[int, typer.Option(help="Of speed measurements.")] = 3,
+    structured: Annotated[
+        float,
+        typer.Option(
+            help="Share of heads and of MLP channels removed for good, in rows of theirs."
+        ),
+    ] = 0.0,
 ) -> None:
     """Prune a model in several ways; compare speed, memory and perplexity with dense."""
     from prunekern.compare import compare as run
@@ -60,6 +66,7 @@ def compare(
         text=text,
         out=out,
         rounds=rounds,
+        structured=structured,
     )
     console = Console()
     if not console.is_terminal:

@@ -377,6 +377,16 @@ def _kept(weight: Tensor) -> Tensor:
     return _int_view(weight) != 0
 
 
+def column_type(K: int) -> torch.dtype:
+    """Of the column indices of CSR."""
+    return torch.uint16 if K <= _UINT16_COLUMNS else torch.int32
+
+
+def row_pointer_type(nnz: int) -> torch.dtype:
+    """Of the row pointers of CSR."""
+    return torch.int32 if nnz < _INT32_VALUES else torch.int64
+
+
 def compress_csr(weight: Tensor) -> CSR:
     """Every element whose bits are not +0.0, in rows, with the smallest index types that fit.
 
@@ -393,8 +403,8 @@ def compress_csr(weight: Tensor) -> CSR:
     columns = kept.nonzero()[:, 1]
     return CSR(
         values=values,
-        col_indices=columns.to(torch.uint16 if K <= _UINT16_COLUMNS else torch.int32),
-        crow_indices=crow.to(torch.int32 if values.numel() < _INT32_VALUES else torch.int64),
+        col_indices=columns.to(column_type(K)),
+        crow_indices=crow.to(row_pointer_type(values.numel())),
         shape=(N, K),
     )
 
@@ -403,10 +413,8 @@ def _validate_csr(c: CSR, who: _Who) -> None:
     N, K = c.shape
     nnz = c.values.numel()
     who.check_tensor("values", c.values, c.dtype, [nnz])
-    column_type = torch.uint16 if K <= _UINT16_COLUMNS else torch.int32
-    who.check_tensor("col_indices", c.col_indices, column_type, [nnz])
-    row_type = torch.int32 if nnz < _INT32_VALUES else torch.int64
-    who.check_tensor("crow_indices", c.crow_indices, row_type, [N + 1])
+    who.check_tensor("col_indices", c.col_indices, column_type(K), [nnz])
+    who.check_tensor("crow_indices", c.crow_indices, row_pointer_type(nnz), [N + 1])
     crow = c.crow_indices.to(torch.int64)
     who.check(int(crow[0]) == 0, "crow_indices", "start with 0", int(crow[0]))
     who.check(int(crow[-1]) == nnz, "crow_indices", f"end with nnz = {nnz}", int(crow[-1]))

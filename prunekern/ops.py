@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekern import _triton, reference, rivals
 from prunekern.formats import decompress, take_kept
@@ -23,8 +24,10 @@ from prunekern.layouts import (
     RIVALS,
     Facts,
     Packed,
+    csr,
     device_of,
     layout_for,
+    pack,
     unpack,
     why_not,
 )
@@ -45,6 +48,10 @@ _TRITON_SCHEMAS = {
     "int in_features) -> Tensor",
     ("sparse24", "compress"): "(Tensor weight, bool largest) -> (Tensor, Tensor, Tensor)",
 }
+_GRAD_SCHEMA = (
+    "(Tensor grad, Tensor values, Tensor col_indices, Tensor crow_indices, int out_features, "
+    "int in_features) -> Tensor"
+)
 _REFERENCES = {
     "sparse24": reference.sparse24_linear,
     "bitmask": reference.bitmask_linear,
@@ -77,9 +84,10 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
     fragment = torch.library.Library("prunekern", "FRAGMENT")
     _register.keep_alive = fragment
     table = {}
-    for layout in rivals.installed():
-        fragment.define(f"sparse24_linear_{layout}{_SCHEMAS['sparse24']}")
-        fragment.impl(f"sparse24_linear_{layout}", rivals.LINEARS[layout], "CUDA")
+    for stem, layouts in RIVALS.items():
+        for layout in rivals.installed().intersection(layouts):
+            fragment.define(f"{stem}_linear_{layout}{_SCHEMAS[stem]}")
+            fragment.impl(f"{stem}_linear_{layout}", rivals.LINEARS[layout], "CUDA")
     for stem, verbs in _triton.OPS.items() if not _triton.WHY_ABSENT else ():
         for verb in verbs:
             name = f"{stem}_{verb}_triton"
@@ -101,11 +109,15 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
                     functools.partial(FORMATS[stem].fake_pack, layout),
                     lib=fragment,
                 )
+    if ("csr", "simt") in table:
+        fragment.define(f"csr_grad_simt{_GRAD_SCHEMA}")
+        fragment.impl("csr_grad_simt", _csr_grad, "CUDA")
     for name, fake in (
         *((f"sparse24_unpack_{layout}", _fake_sparse24_unpack) for layout in PANEL_LAYOUTS),
         ("sparse24_decompress", _fake_decompress),
         ("sparse24_decompress_triton", _fake_decompress),
         ("sparse24_compress_triton", _fake_sparse24_compress),
+        ("csr_grad_simt", _fake_csr_grad),
     ):
         if hasattr(torch.ops.prunekern, name):
             torch.library.register_fake(f"prunekern::{name}", fake, lib=fragment)
@@ -131,6 +143,25 @@ def _fake_sparse24_compress(weight, largest):
     meta = weight.new_empty((len(weight), -(-groups // 2)), dtype=torch.uint8)
     values = weight.new_empty((len(weight), 2 * groups))
     return values, meta, weight.new_empty(1, dtype=torch.int32)
+
+
+# The tensors of W^T by the values of W, for as long as those live.
+_TRANSPOSED = WeakTensorKeyDictionary()
+
+
+def _csr_grad(grad, values, col_indices, crow_indices, out_features, in_features):
+    """dL/dx = dL/dy W, by the kernel of the product from W^T, which is packed when first wanted."""
+    tensors = _TRANSPOSED.get(values)
+    if tensors is None:
+        shape = (out_features, in_features)
+        packed = Packed("csr", "simt", shape, (values, col_indices, crow_indices))
+        tensors = pack(csr.transpose(unpack(packed)), "simt").tensors
+        _TRANSPOSED[values] = tensors
+    return OPS["csr", "simt"](grad, *tensors, None, in_features, out_features)
+
+
+def _fake_csr_grad(grad, *args):
+    return grad.new_empty((*grad.shape[:-1], args[-1]))
 
 
 OPS = _register()
@@ -223,7 +254,8 @@ class _Linear(torch.autograd.Function):
     """Gradients with respect to x and bias; the packed weight is fixed.
 
     For that of x the weight is unpacked and made dense on its device: 1.5625 times the bytes of the
-    dense weight at 16 bits for as long as the product takes, one layer at a time.
+    dense weight at 16 bits for as long as the product takes, one layer at a time. Not so where CSR
+    is "simt": there W^T is packed beside W, once, and no weight is ever dense.
     """
 
     @staticmethod
@@ -234,8 +266,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ _dense(ctx.packed).to(grad.dtype)
+        packed = ctx.packed
+        if ctx.needs_input_grad[0] and (packed.stem, packed.layout) == ("csr", "simt"):
+            grad_x = torch.ops.prunekern.csr_grad_simt(grad, *packed.tensors, *packed.shape)
+        elif ctx.needs_input_grad[0]:
+            grad_x = grad @ _dense(packed).to(grad.dtype)
         if ctx.needs_input_grad[1]:
             grad_bias = grad.flatten(0, -2).sum(0) if grad.dim() > 1 else grad
         return grad_x, grad_bias, None, None

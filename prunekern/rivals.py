@@ -1,21 +1,26 @@
-"""cuSPARSELt and CUTLASS through torch: two more variants of 2:4 on a GPU, to compare with.
+"""cuSPARSELt, CUTLASS and cuSPARSE through torch: more variants on a GPU, to compare with.
 
-They are taken only by name (`layout="cusparselt"`), never by `layout_for`, and exist where the
-installed torch has them. Both want shapes in steps of their own, so weights are padded when packed
-and tokens, up to a multiple of 8, at each call.
+The first two are for 2:4, the last for CSR. They are taken only by name (`layout="cusparselt"`),
+never by `layout_for`, and exist where the installed torch has them. Those of 2:4 want shapes in
+steps of their own, so weights are padded when packed and tokens, up to a multiple of 8, at each
+call.
 
     cusparselt   values   what torch._cslt_compress returns: kept values, then metadata
                  meta     int64 on the CPU: the algorithm for each of SEARCHED_TOKENS
     cutlass      values   [N', K' / 2]
                  meta     int16 [N', K' / 16], in CUTLASS's order
+    cusparse     values   canonical
+                 col_indices, crow_indices   int32, int64 from 2^31 kept weights on
 
-Unpacking gives the same dense weight, not the same spare positions: where a group keeps fewer than
-two weights, which zero is stored beside them is chosen anew, and a stored -0.0 may become +0.0.
+Unpacking 2:4 gives the same dense weight, not the same spare positions: where a group keeps fewer
+than two weights, which zero is stored beside them is chosen anew, and a stored -0.0 may become
++0.0.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 
 import torch
 from torch import Tensor
@@ -39,6 +44,7 @@ def installed() -> frozenset[str]:
     found = {
         "cusparselt": torch.backends.cusparselt.is_available(),
         "cutlass": hasattr(torch, "_sparse_semi_structured_linear"),
+        "cusparse": True,  # a part of torch
     }
     return frozenset(name for name, there in found.items() if there)
 
@@ -71,57 +77,73 @@ def unpack(values: Tensor, meta: Tensor, layout: str, shape: tuple[int, int]) ->
     if layout == "cutlass":
         return sparse_semi_structured_to_dense_cutlass(values, meta)[:N, :K].contiguous()
     identity = torch.eye(K, dtype=values.dtype, device=values.device)
-    return linear_cusparselt(identity, values, meta, None, N, K).t().contiguous()
+    return linear("cusparselt", identity, values, meta, None, N, K).t().contiguous()
 
 
-def _rows(x: Tensor, layout: str) -> tuple[Tensor, int]:
-    """The rows of x, padded, and how many there were."""
+def linear(
+    layout: str,
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """See `prunekern.reference.linear`; the op of one layout is a partial of this."""
     rows = x.reshape(-1, x.shape[-1])
     M, K = rows.shape
-    return pad(rows, (0, -K % WEIGHT_MULTIPLES[layout][1], 0, -M % TOKEN_MULTIPLE)), M
+    if M == 0:
+        return x.new_empty((*x.shape[:-1], out_features))
+    row_multiple, column_multiple = WEIGHT_MULTIPLES[layout]
+    rows = pad(rows, (0, -K % column_multiple, 0, -M % TOKEN_MULTIPLE))
+    if bias is not None:
+        bias = pad(bias, (0, -out_features % row_multiple))
+    if layout == "cutlass":
+        y = torch._sparse_semi_structured_linear(rows, values, meta, bias=bias)
+    else:
+        searched = min(bisect.bisect_left(SEARCHED_TOKENS, M), len(SEARCHED_TOKENS) - 1)
+        y = torch._cslt_sparse_mm(
+            values, rows.t(), bias=bias, transpose_result=True, alg_id=int(meta[searched])
+        )
+    return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
 
 
-def _padded_bias(bias: Tensor | None, layout: str) -> Tensor | None:
-    return None if bias is None else pad(bias, (0, -bias.numel() % WEIGHT_MULTIPLES[layout][0]))
-
-
-def linear_cusparselt(
+def linear_cusparse(
     x: Tensor,
     values: Tensor,
-    meta: Tensor,
+    col_indices: Tensor,
+    crow_indices: Tensor,
     bias: Tensor | None,
     out_features: int,
     in_features: int,
 ) -> Tensor:
-    """See `prunekern.reference.linear`."""
-    rows, M = _rows(x, "cusparselt")
-    if M == 0:
+    """See `prunekern.reference.linear`.
+
+    Raises:
+        RuntimeError: torch has no such product for this dtype on this device.
+    """
+    rows = x.reshape(-1, in_features)
+    if len(rows) == 0:
         return x.new_empty((*x.shape[:-1], out_features))
-    searched = min(bisect.bisect_left(SEARCHED_TOKENS, M), len(SEARCHED_TOKENS) - 1)
-    y = torch._cslt_sparse_mm(
-        values,
-        rows.t(),
-        bias=_padded_bias(bias, "cusparselt"),
-        transpose_result=True,
-        alg_id=int(meta[searched]),
+    shape = (out_features, in_features)
+    weight = torch.sparse_csr_tensor(
+        crow_indices, col_indices, values, shape, check_invariants=False
     )
-    return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
+    try:
+        if bias is None:
+            y = weight @ rows.t()
+        else:
+            y = torch.addmm(bias.unsqueeze(1).expand(-1, len(rows)), weight, rows.t())
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"csr_linear_cusparse: torch's CSR product must take {values.dtype} on "
+            f"{values.device}, got: {error}"
+        ) from error
+    return y.t().reshape(*x.shape[:-1], out_features).contiguous()
 
 
-def linear_cutlass(
-    x: Tensor,
-    values: Tensor,
-    meta: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
-    """See `prunekern.reference.linear`."""
-    rows, M = _rows(x, "cutlass")
-    if M == 0:
-        return x.new_empty((*x.shape[:-1], out_features))
-    y = torch._sparse_semi_structured_linear(rows, values, meta, bias=_padded_bias(bias, "cutlass"))
-    return y[:M, :out_features].reshape(*x.shape[:-1], out_features).contiguous()
-
-
-LINEARS = {"cusparselt": linear_cusparselt, "cutlass": linear_cutlass}
+# The products by layout.
+LINEARS = {
+    **{layout: functools.partial(linear, layout) for layout in WEIGHT_MULTIPLES},
+    "cusparse": linear_cusparse,
+}

@@ -62,6 +62,45 @@ def test_comparison_from_folder_to_files(folder, tmp_path):
     assert not list((tmp_path / "out").glob(".compare-*"))
 
 
+def test_removed_rows_stand_beside_the_others(folder, tmp_path):
+    result = prunekern.compare(
+        folder, out=tmp_path / "out", rounds=1, dtype="float32", threads=1, patterns=["2:4"],
+        structured=0.5,
+    )  # fmt: skip
+    names = [row["variant"] for row in result.rows]
+    assert names == ["dense float32", "2:4 float32", "heads removed float32",
+                     "channels removed float32"]  # fmt: skip
+    dense, _, heads, channels = result.rows
+    # One of two groups of two heads of 16; 96 channels to 64, the nearest multiple of 32.
+    gone = {"heads": 2 * (64 + 32 + 32 + 64) * 32, "channels": 2 * 3 * 64 * 32}
+    for row, share in ((heads, 0.5), (channels, 1 / 3)):
+        assert row["sparsity"] == pytest.approx(share)
+        assert row["ratio_to_dense"]["pruned_weight_bytes"] == pytest.approx(1 - share)
+        lost = dense["model_weight_bytes"] - row["model_weight_bytes"]
+        assert lost == 4 * gone[row["pattern"]]
+        assert row["perplexity"] > 1 and row["layer_ms"] == {}
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert "| heads removed float32 | 50% removed |" in markdown and "| - | - | - |" in markdown
+    assert "with 33% of the MLPs' weights removed" in markdown
+    assert "refitted on the first 16 windows" in markdown
+    assert 'src="http' not in (tmp_path / "out" / "compare.html").read_text()
+
+
+def test_calibration_and_evaluation_share_no_token():
+    class Counter:
+        def __call__(self, text, **_):
+            return type("Encoding", (), {"input_ids": torch.arange(len(text))[None]})
+
+    for length in (1700, 5000, 40_000):
+        words = "x" * length
+        evaluated = text.token_windows(Counter(), words, windows=2)
+        calibrated = text.calibration_windows(Counter(), words, windows=2)
+        assert calibrated.flatten().tolist() == list(range(calibrated.numel()))
+        assert calibrated.max() < evaluated.min() and len(calibrated) == min(2, length // 512 - 2)
+    with pytest.raises(ValueError, match=r"at least 1536 tokens to calibrate on what .*, got 1500"):
+        text.calibration_windows(Counter(), "x" * 1500, windows=2)
+
+
 def test_perplexity_is_that_of_the_model(folder, tmp_path, llama):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,6 +156,7 @@ def test_every_variant_computes_what_its_dense_twin_does(variant, llama):
     ("arguments", "message"),
     [
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\)"),
+        ({"structured": 1.0}, r"structured must be in \[0, 1\), got 1"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"patterns": ["2:5:3"]}, "pattern must be"),
         ({"targets": "wq"}, "must match a Linear layer, got 'wq'"),

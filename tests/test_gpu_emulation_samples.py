@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from gpu_emulation import Module
 from gpu_emulation import samples as shelf
@@ -169,3 +170,23 @@ def test_wgmma_sparse_does_half_the_work(run):
     assert counters.sparse_macs == blocks * depths * 64 * 32 * 128 // 2 and not counters.macs
     assert counters.reads["metadata"].distinct == 70 * 208 // 8
     assert not any(counters.conflicts.values())
+
+
+def test_the_busiest_warp_is_counted(emulate):
+    """Each warp of a block goes round ten times more than the one before it."""
+    module = emulate("""
+extern "C" __global__ void k(int* out) {
+    int sum = 0;
+#pragma unroll 1
+    for (int i = 0; i < threadIdx.x / 32 * 10 + 10; ++i) sum = sum * 3 + i;
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+""")
+    one = module.launch("k", 1, 32, [np.zeros(32, np.int32)])
+    assert (one.warps, one.busiest_warp, one.balance) == (1, one.instructions, 1.0)
+    two, four = (module.launch("k", 3, n, [np.zeros(3 * n, np.int32)]) for n in (64, 128))
+    assert (two.warps, four.warps) == (6, 12)
+    ten_rounds = two.busiest_warp - one.busiest_warp
+    assert four.busiest_warp - two.busiest_warp == 2 * ten_rounds > 0
+    assert two.instructions == 3 * (one.busiest_warp + two.busiest_warp)
+    assert two.balance == 6 * two.busiest_warp / two.instructions

@@ -14,7 +14,7 @@ from gpu_emulation import Counters, Module
 from gpu_emulation.compiler import triton_to_ptx
 from torch import Tensor
 
-from prunekern._triton import blocks, plan
+from prunekern._triton import blocks
 from prunekern._triton.plan import Chip
 
 TYPES = {
@@ -108,7 +108,7 @@ def put_on(monkeypatch, stem: str, target: tuple, chip: Chip) -> tuple[object, G
     """
     gpu = Gpu(target)
     module = importlib.import_module(f"prunekern._triton.{stem}")
-    for place in (module, plan):
+    for place in (module, blocks):
         monkeypatch.setattr(place, "chip_of", lambda device: chip, raising=False)
     for place in (module, blocks):
         for name in [name for name in vars(place) if name.endswith("_kernel")]:

@@ -1,5 +1,6 @@
 """Triton's kernels in its interpreter, on CPU tensors; test_triton.py starts it."""
 
+import gpu_checks
 import pytest
 import torch
 from conftest import bits
@@ -130,6 +131,12 @@ def test_a_token_reads_nothing_of_its_neighbours(stem):
         x = torch.randn(17, K)
         x[1::2] = float("nan")
         assert_close_to_float64(ops.linear(x, packed)[::2], x[::2].clone(), weight, None, K)
+
+
+@every_format
+@every_dtype
+def test_bad_arguments_are_named_as_they_are_on_a_gpu(stem, dtype):
+    gpu_checks.check_bad_arguments_are_named((stem, "triton", dtype))
 
 
 @every_format

@@ -1,4 +1,4 @@
-// The two 16-bit types that kernels compute on, to and from the float that they sum in.
+// The types that kernels compute on, to and from the float that they sum in.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -7,11 +7,16 @@
 
 namespace prunekern {
 
+__device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
 
 template <class Element>
 __device__ __forceinline__ Element from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) {
+    return v;
+}
 template <>
 __device__ __forceinline__ __half from_float<__half>(float v) {
     return __float2half_rn(v);

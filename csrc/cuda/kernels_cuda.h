@@ -36,4 +36,17 @@ cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_prepare_sm90a();
 cudaError_t sparse24_linear_sm90a(const CudaProblem&, const PanelWeight&);
 
+// A CSR weight as cuda/csr_simt.h names its parts.
+struct CsrTiles {
+    const void* values;
+    const void* col_indices;
+    const int32_t* crow_indices;
+    int64_t units;
+};
+
+// For any dtype, any K, and x that starts at a multiple of its element size.
+int64_t csr_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t units, DType dtype,
+                            int64_t sms);
+cudaError_t csr_linear_simt(const CudaProblem&, const CsrTiles&);
+
 }  // namespace prunekern

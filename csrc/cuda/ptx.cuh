@@ -38,7 +38,17 @@ __device__ __forceinline__ void keep(const char*& p) { asm volatile("" : "+l"(p)
 __device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
 __device__ __forceinline__ void keep(int& v) { asm volatile("" : "+r"(v)); }
 
-// ld.global.cg: 16 bytes as L2 has them, after all that stands before it.
+// ld.global.cg: 4, 8 or 16 bytes as L2 has them, after all that stands before it.
+__device__ __forceinline__ float load_from_l2(const float* p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 load_from_l2(const float2* p) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+    return v;
+}
 __device__ __forceinline__ float4 load_from_l2(const float4* p) {
     float4 v;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -56,6 +66,16 @@ __device__ __forceinline__ uint4 load_streaming(const void* p, uint64_t policy) 
                  "%5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p), "l"(policy), "n"(kOffset));
+    return v;
+}
+
+// The same, to be kept in L2, and on chips before sm_80 as well.
+template <int kOffset>
+__device__ __forceinline__ uint4 load_once(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p), "n"(kOffset));
     return v;
 }
 

@@ -93,13 +93,16 @@ def check_linear(
     must(op, 1 <= N < 2**31, "out_features", "be at least 1 and below 2^31", N)
     must(op, 1 <= K < 2**31, "in_features", "be at least 1 and below 2^31", K)
     must(op, values.dtype in DTYPES, "values", "be float32, bfloat16 or float16", values.dtype)
+    # The weight's, unless that was left on the CPU.
+    device = values.device if values.device.type != "cpu" else x.device
+    must(op, x.device == device, "x", f"be on {device}", x.device)
     must(op, x.dtype in DTYPES, "x", "be float32, bfloat16 or float16", x.dtype)
     must(op, x.dtype == values.dtype, "x", f"have the weight's dtype {values.dtype}", x.dtype)
     must(op, 1 <= x.dim() <= 16, "x", "have 1 to 16 dimensions", x.dim())
     must(op, x.shape[-1] == K, "the last dimension of x", f"be in_features = {K}", list(x.shape))
     for name, tensor, dtype, shape in packed:
         dtype = dtype or values.dtype
-        must(op, tensor.device == x.device, name, f"be on {x.device}", tensor.device)
+        must(op, tensor.device == device, name, f"be on {device}", tensor.device)
         must(op, tensor.dtype == dtype, name, f"be {dtype}", tensor.dtype)
         must(
             op,
@@ -112,5 +115,5 @@ def check_linear(
         must(op, tensor.is_contiguous(), name, "be contiguous", f"strides {tensor.stride()}")
     if bias is not None:
         must(op, bias.dtype == x.dtype, "bias", f"be {x.dtype}", bias.dtype)
-        must(op, bias.device == x.device, "bias", f"be on {x.device}", bias.device)
+        must(op, bias.device == device, "bias", f"be on {device}", bias.device)
         must(op, bias.shape == (N,), "bias", f"have the shape [{N}]", list(bias.shape))

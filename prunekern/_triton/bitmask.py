@@ -27,20 +27,20 @@ tensor cores, is bound at any M by the operands of its FMAs: 2400 wavefronts, as
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
-from prunekern._triton.blocks import add_parts, dot, rounded, tile_of
-from prunekern._triton.plan import Chip, Plan, chip_of
+from prunekern._triton.blocks import columns_of_part, dot, product, store_tile, tile_of
+from prunekern._triton.plan import Chip, Plan
 from prunekern.layouts.bitmask import BITMASK_TILE
 from prunekern.layouts.bitmask import BITMASK_UNIT as UNIT
 
 TILE_N, TILE_K = BITMASK_TILE
+# Where tiles are measured. Those of W are the layout's, which leaves warps and stages.
+TRIED = tuple((TILE_N, TILE_K, warps, stages) for warps in (2, 4, 8) for stages in (1, 2, 3, 4))
 
 
 @triton.jit
@@ -82,7 +82,6 @@ def bitmask_linear_kernel(
     M,
     N,
     K,
-    part_k,  # columns of a program
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -94,14 +93,13 @@ def bitmask_linear_kernel(
     """A tile of y, or of the partial sums of part_k columns."""
     TILE: tl.constexpr = BLOCK_N * BLOCK_K
     tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
-    part = tl.program_id(1)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     token = x + tl.minimum(m, M - 1).to(tl.int64)[None, :] * K
     tiles = tl.cdiv(K, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    begin = part * part_k
-    for column in range(begin, tl.minimum(begin + part_k, K), BLOCK_K):
+    first, end = columns_of_part(K, BLOCK_K)
+    for column in range(first, end, BLOCK_K):
         tile = tile_n * tiles + column // BLOCK_K
         start = tl.load(offsets + tile)
         # A multiple of UNIT, so the compiler knows that a vector is read wholly or not at all.
@@ -116,10 +114,7 @@ def bitmask_linear_kernel(
         else:
             tile_x = tl.load(token + k, k < K, other=0.0)
         acc = dot(w, tile_x, acc)
-    if HAS_BIAS:
-        acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
-    out = y + (part.to(tl.int64) * M + m)[None, :] * N + n[:, None]
-    tl.store(out, rounded(acc, y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+    store_tile(acc, bias, y, n, m, M, N, HAS_BIAS)
 
 
 def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
@@ -147,7 +142,6 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
         TILE_K,
         GROUP=8,
         SPLIT_K=triton.cdiv(tiles, part_tiles),
-        part_k=part_tiles * TILE_K,
         num_warps=threads // chip.warp_size,
         # Stages of float32 are twice as large, and AMD has 64 KB of LDS.
         num_stages=2 if chip.amd or element_size == 4 else 3,
@@ -177,39 +171,15 @@ def linear(
         N,
         K,
     )
-    tokens = x.reshape(-1, K).contiguous()
-    y = x.new_empty((len(tokens), N))
-    if len(tokens):
-        with torch.cuda.device_of(x):
-            cut = plan(len(tokens), N, K, x.element_size(), chip_of(x.device))
-            # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
-            split = cut.SPLIT_K > 1
-            out = x.new_empty((cut.SPLIT_K, *y.shape), dtype=torch.float32) if split else y
-            grid, arguments, constants = linear_arguments(
-                tokens, values, bitmask, offsets, None if split else bias, out, cut
-            )
-            bitmask_linear_kernel[grid](*arguments, **constants, **cut.options())
-            if split:
-                add_parts(out, bias, y)
-    return y.view(*x.shape[:-1], N)
-
-
-def linear_arguments(
-    x: Tensor,
-    values: Tensor,
-    bitmask: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    plan: Plan,
-) -> tuple[Callable, tuple, dict]:
-    """Grid, arguments and constants of the kernel, all but those of the plan."""
-    (M, K), N = x.shape, out.shape[-1]
-
-    def grid(tile: dict) -> tuple[int, int]:
-        tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
-        return tiles, plan.SPLIT_K
-
-    arguments = (x, values, bitmask, offsets, bias, out, M, N, K, plan.part_k)
-    constants = {"UNIT": UNIT, "HAS_BIAS": bias is not None, "EVEN_K": K % TILE_K == 0}
-    return grid, arguments, constants
+    return product(
+        bitmask_linear_kernel,
+        plan,
+        TRIED,
+        x,
+        (values, bitmask, offsets),
+        bias,
+        N,
+        K,
+        UNIT=UNIT,
+        EVEN_K=K % TILE_K == 0,
+    )

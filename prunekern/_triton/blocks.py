@@ -2,14 +2,17 @@
 
 import functools
 import os
+from collections.abc import Callable
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import INTERPRETED
+from prunekern._triton.plan import Plan, chip_of
 
-# Whether to measure tiles on the GPU at hand, instead of taking those of plan.py.
+# Whether to measure tiles on the GPU at hand, instead of taking those planned.
 AUTOTUNE = os.environ.get("PRUNEKERN_TRITON_AUTOTUNE") == "1" and not INTERPRETED
 
 # The interpreter multiplies bfloat16 as the integers that it keeps them in, and cuts off what it
@@ -48,6 +51,23 @@ def tile_of(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.c
 
 
 @triton.jit
+def columns_of_part(K, BLOCK_K: tl.constexpr):
+    """(first, end) of the columns of a program's part of K: as many tiles for all but the last."""
+    size = tl.cdiv(tl.cdiv(K, BLOCK_K), tl.num_programs(1)) * BLOCK_K
+    first = tl.program_id(1) * size
+    return first, tl.minimum(first + size, K)
+
+
+@triton.jit
+def store_tile(acc, bias, y, n, m, M, N, HAS_BIAS: tl.constexpr):
+    """Out features n of tokens m, acc [BLOCK_N, BLOCK_M], into the program's part of y."""
+    if HAS_BIAS:
+        acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
+    out = y + (tl.program_id(1).to(tl.int64) * M + m)[None, :] * N + n[:, None]
+    tl.store(out, rounded(acc, y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+
+
+@triton.jit
 def add_parts_kernel(
     parts, bias, y, N, elems, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr
 ):
@@ -71,27 +91,71 @@ def add_parts(parts: Tensor, bias: Tensor | None, y: Tensor) -> None:
     )
 
 
-@functools.cache
-def tuned(kernel: triton.JITFunction) -> triton.runtime.Autotuner:
-    """The kernel with tiles that are measured once for each N, K and tokens of a plan.
+Tile = tuple[int, int, int, int]  # BLOCK_N, BLOCK_K, warps, stages
 
-    Triton keeps what it found on disk. Parts of K and the tile's tokens stay those of the plan, as
-    they decide what is allocated. The first call measures: make it before a CUDA graph is recorded.
+
+@functools.cache
+def tuned(kernel: triton.JITFunction, tiles: tuple[Tile, ...]) -> triton.runtime.Autotuner:
+    """The kernel with one of the tiles, measured once for each N, K and tokens of a plan.
+
+    Triton keeps what it found on disk. Parts of K and the tile's tokens stay those of the plan: the
+    former decide what is allocated, the latter stand for M. The first call measures: make it
+    before a CUDA graph is recorded.
     """
     configs = [
         triton.Config({"BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-        for n, k, warps in ((16, 64, 1), (32, 64, 2), (64, 64, 2), (64, 64, 4), (64, 128, 4),
-                            (128, 64, 4), (128, 64, 8))
-        for stages in (2, 3, 4)
-    ]  # fmt: skip
+        for n, k, warps, stages in tiles
+    ]
+    return triton.autotune(configs, key=["N", "K", "BLOCK_M"], cache_results=True)(kernel)
 
-    def fitting(configs, arguments, **_):
-        columns = 4 * arguments["row_pairs"], arguments["part_k"]
-        return [c for c in configs if not any(k % c.kwargs["BLOCK_K"] for k in columns)]
 
-    return triton.autotune(
-        configs,
-        key=["N", "K", "BLOCK_M"],
-        prune_configs_by={"early_config_prune": fitting},
-        cache_results=True,
-    )(kernel)
+def product(
+    kernel: triton.JITFunction,
+    plan: Callable[..., Plan],
+    tiles: tuple[Tile, ...],
+    x: Tensor,
+    weight: tuple[Tensor, ...],
+    bias: Tensor | None,
+    N: int,
+    K: int,
+    **constants: int,
+) -> Tensor:
+    """A format's x W^T + bias [..., N], once the arguments are checked.
+
+    Args:
+        kernel: Takes tokens [M, K], the weight, the bias or None, y, M, N and K. y is [M, N], or
+            float32 [parts of K, M, N].
+        plan: Of M, N, K, bytes of an element and the chip.
+        tiles: What is measured where AUTOTUNE.
+        x: [..., K].
+        weight: The tensors of W.
+        bias: [N] or None.
+        N: out_features.
+        K: in_features.
+        constants: Of the kernel, besides those of a plan.
+    """
+    tokens = x.reshape(-1, K).contiguous()
+    M = len(tokens)
+    y = x.new_empty((M, N))
+    if M:
+        cut = plan(M, N, K, x.element_size(), chip_of(x.device))
+        # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
+        split = cut.SPLIT_K > 1
+        out = x.new_empty((cut.SPLIT_K, M, N), dtype=torch.float32) if split else y
+        constants |= {"HAS_BIAS": bias is not None and not split}
+        if AUTOTUNE:
+            kernel, options = tuned(kernel, tiles), cut.fixed()
+        else:
+            options = cut.options()
+
+        def grid(tile: dict) -> tuple[int, int]:
+            rows, columns = triton.cdiv(N, tile["BLOCK_N"]), triton.cdiv(M, tile["BLOCK_M"])
+            return rows * columns, cut.SPLIT_K
+
+        with torch.cuda.device_of(x):
+            kernel[grid](
+                tokens, *weight, None if split else bias, out, M, N, K, **constants, **options
+            )
+            if split:
+                add_parts(out, bias, y)
+    return y.view(*x.shape[:-1], N)

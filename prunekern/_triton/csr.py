@@ -20,18 +20,24 @@ from there the gathers of x, one a kept weight and token, served by L1 and L2: M
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
-from prunekern._triton.blocks import rounded, tile_of
-from prunekern._triton.plan import Chip, Plan, chip_of
+from prunekern._triton.blocks import product, rounded, tile_of
+from prunekern._triton.plan import Chip, Plan
 from prunekern.layouts.csr import CSR_STRIP as STRIP
 from prunekern.layouts.csr import CSR_VECTOR as VECTOR
+
+# Where tiles are measured: strips are the layout's, which leaves how many of a row's vectors
+# are read at a time, and by how many warps. The loop has no copies to shared memory to stage.
+TRIED = tuple(
+    (STRIP, 32 * warps // STRIP * VECTOR * vectors, warps, 2)
+    for warps in (1, 2, 4, 8)
+    for vectors in (1, 2)
+)
 
 
 @triton.jit
@@ -58,7 +64,6 @@ def csr_linear_kernel(
     M,
     N,
     K,
-    stored_rows,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,  # rows of a strip
     BLOCK_K: tl.constexpr,  # entries of each that a program reads at a time
@@ -69,6 +74,7 @@ def csr_linear_kernel(
     """One strip of rows for BLOCK_M tokens."""
     VECTORS: tl.constexpr = BLOCK_N * BLOCK_K // VECTOR
     CHUNK: tl.constexpr = BLOCK_N * VECTOR
+    stored_rows = tl.cdiv(N, BLOCK_N) * BLOCK_N
     strip, tile_m = tile_of(tl.program_id(0), M, stored_rows, BLOCK_M, BLOCK_N, GROUP)
     first_row = strip * BLOCK_N
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -114,7 +120,6 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
         BLOCK_K=threads // STRIP * VECTOR,
         GROUP=8,
         SPLIT_K=1,
-        part_k=K,
         num_warps=threads // chip.warp_size,
         num_stages=2,
     )
@@ -147,32 +152,5 @@ def linear(
         N,
         K,
     )
-    tokens = x.reshape(-1, K).contiguous()
-    y = x.new_empty((len(tokens), N))
-    if len(tokens):
-        with torch.cuda.device_of(x):
-            cut = plan(len(tokens), N, K, x.element_size(), chip_of(x.device))
-            grid, arguments, constants = linear_arguments(
-                tokens, values, col_indices, rows, bias, y, cut
-            )
-            csr_linear_kernel[grid](*arguments, **constants, **cut.options())
-    return y.view(*x.shape[:-1], N)
-
-
-def linear_arguments(
-    x: Tensor,
-    values: Tensor,
-    col_indices: Tensor,
-    rows: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    plan: Plan,
-) -> tuple[Callable, tuple, dict]:
-    """Grid, arguments and constants of the kernel, all but those of the plan."""
-    (M, K), (_, N), stored_rows = x.shape, out.shape, rows.shape[1]
-
-    def grid(tile: dict) -> tuple[int]:
-        return (triton.cdiv(M, tile["BLOCK_M"]) * stored_rows // tile["BLOCK_N"],)
-
-    arguments = (x, values, col_indices, rows, bias, out, M, N, K, stored_rows)
-    return grid, arguments, {"VECTOR": VECTOR, "HAS_BIAS": bias is not None}
+    weight = values, col_indices, rows
+    return product(csr_linear_kernel, plan, TRIED, x, weight, bias, N, K, VECTOR=VECTOR)

@@ -11,7 +11,8 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+
+from prunekern._triton import INTERPRETED
 
 DECODE_TOKENS = 16
 # Multiprocessors that the interpreter's plans are made for: enough that K is split.
@@ -33,6 +34,11 @@ class Chip:
     warp_size: int = 32
     amd: bool = False
 
+    @property
+    def has_prmt(self) -> bool:
+        """Whether kernels may use PTX's permutation of bytes: on NVIDIA's, not interpreted."""
+        return not self.amd and not INTERPRETED
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,7 +50,6 @@ class Plan:
         BLOCK_K: In features of a step.
         GROUP: Row tiles that share x in L2.
         SPLIT_K: Parts of K.
-        part_k: In features of a part, a multiple of BLOCK_K.
         num_warps: Of a program.
         num_stages: Steps whose loads are in flight.
     """
@@ -54,7 +59,6 @@ class Plan:
     BLOCK_K: int
     GROUP: int
     SPLIT_K: int
-    part_k: int
     num_warps: int
     num_stages: int
 
@@ -74,7 +78,7 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
     Args:
         M: Tokens.
         N: out_features.
-        K: in_features, padded: a multiple of 64.
+        K: in_features.
         element_size: Bytes of an element.
         chip: The GPU.
     """
@@ -88,7 +92,7 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
     BLOCK_K = 64
     warps = 2 if M <= DECODE_TOKENS else 4 if BLOCK_N <= 64 else 8
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
-    steps = K // BLOCK_K
+    steps = -(-K // BLOCK_K)
     # A part of fewer than 4 steps would spend its time on filling the pipeline.
     parts = max(1, min(_PROGRAMS_PER_SM * chip.sms // tiles, steps // 4, 16))
     part_steps = -(-steps // parts)
@@ -98,7 +102,6 @@ def plan(M: int, N: int, K: int, element_size: int, chip: Chip) -> Plan:
         BLOCK_K,
         GROUP=8,
         SPLIT_K=-(-steps // part_steps),
-        part_k=part_steps * BLOCK_K,
         num_warps=max(1, warps * 32 // chip.warp_size),  # as many threads on either
         num_stages=2 if chip.amd else 3,  # 64 KB of LDS on AMD
     )
@@ -111,8 +114,3 @@ def chip_of(device: torch.device) -> Chip:
         return Chip(_INTERPRETED_SMS)
     found = torch.cuda.get_device_properties(device)
     return Chip(found.multi_processor_count, found.warp_size, torch.version.hip is not None)
-
-
-def plan_for(x: Tensor, M: int, N: int, K: int) -> Plan:
-    """The plan of M rows of x's dtype on its device."""
-    return plan(M, N, K, x.element_size(), chip_of(x.device))

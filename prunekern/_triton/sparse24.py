@@ -7,24 +7,30 @@ a tile of BLOCK_N rows and BLOCK_K columns is read in whole sectors:
     values n  a b | c d | e f | ...   BLOCK_K / 2 kept      meta  c   word of n, n + 1, n + 2, ...
          n+1  g h | i j | ...                                  c+1    word of n, n + 1, n + 2, ...
 
-    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b
+    in registers   pair (a b), bits 1001:  stored at 0 and 3  ->  a 0 0 b, two permutations
                    y^T[BLOCK_N, BLOCK_M] += W tile [BLOCK_N, BLOCK_K] x^T tile [BLOCK_K, BLOCK_M]
 
 W is the first operand of the product: its rows lie along the longer side of an mma (16), tokens
 along the shorter (8).
 
 Limit: bytes of W, 1.125 a weight at 16 bits, each read once, for few tokens; above some tens the
-dense product's arithmetic, 2 M N K. Issue: 180 instructions of a warp for 1024 weights (sm_80), of
-the 917 that a T4 has time for while it reads them, the 172 of an A100; two thirds of them expand
-pairs. At one token plain FMAs would need the expansion as well, and 64 more to convert and add.
+dense product's arithmetic, 2 M N K. Issue: 106 instructions of a warp for 1024 weights (the loop
+on sm_80), of the 917 that a T4 has time for while it reads them, the 172 of an A100; 44 of them
+expand pairs. Shifts and masks, which other chips expand by, make it 186. At one token plain FMAs
+would need the expansion as well, and 64 more to convert and add.
 
-Triton has no sparse dot. Its inline PTX is elementwise, on layouts that the compiler is free to
-choose, where mma.sp wants its own in each lane. Gluon pins layouts, but what it would give runs
-neither on AMD's GPUs nor below 8.0 nor in the interpreter, and where mma.sp exists the CUDA kernels
-stand before these ("sm80"). So decode gains what the bytes give, prefill nothing.
+Triton has no sparse dot, and its inline PTX is elementwise, on layouts that the compiler is free to
+choose. Gluon's `inline_asm` (Triton 3.9) can: it hands a lane's registers over in the order of a
+linear layout, and one mma.sp m16n8k32 on layouts of its fragments, tried in the emulator, was
+right. It is not taken: it runs neither on AMD's GPUs nor below 8.0 nor in the interpreter, and
+where mma.sp exists the CUDA kernels stand before these ("sm80"). So decode gains what the bytes
+give, prefill nothing.
 """
 
 from __future__ import annotations
+
+import itertools
+import struct
 
 import torch
 import triton
@@ -32,16 +38,17 @@ import triton.language as tl
 from torch import Tensor
 
 from prunekern._triton import check_linear
-from prunekern._triton.blocks import AUTOTUNE, add_parts, dot, rounded, tile_of, tuned
-from prunekern._triton.plan import Plan, plan_for
+from prunekern._triton.blocks import Tile, columns_of_part, dot, product, store_tile, tile_of
+from prunekern._triton.plan import chip_of, plan
 
 COLUMNS = 64  # rows are padded to a multiple of these
 CHUNK = 32  # columns of a word of metadata
 
 
 @triton.jit
-def _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Stored pairs and, lowest, their four bits [BLOCK_N, BLOCK_K / 4] of rows n, from column k on.
+def _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_K: tl.constexpr):
+    """Stored pairs [BLOCK_N, BLOCK_K / 4] and metadata [BLOCK_N, BLOCK_K / 32] of rows n, from
+    column k on.
 
     Rows beyond N are the last one again: what they give is not stored.
     """
@@ -49,73 +56,130 @@ def _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N: tl.constexpr, BLOCK_K: 
     groups = k // 4 + tl.arange(0, BLOCK_K // 4)
     chunks = k // 32 + tl.arange(0, BLOCK_K // 32)
     pair = tl.load(pairs + n[:, None] * row_pairs + groups[None, :])
-    words = tl.load(meta + chunks.to(tl.int64)[None, :] * N + n[:, None])
-    bits = words[:, :, None] >> (4 * tl.arange(0, 8))[None, None, :]
-    return pair, tl.reshape(bits, (BLOCK_N, BLOCK_K // 4))
+    return pair, tl.load(meta + chunks.to(tl.int64)[None, :] * N + n[:, None])
+
+
+def _table(element: int) -> tuple[int, ...]:
+    """What an element of a group is, in eight bytes, as two words.
+
+    Byte `bits & 7` has a nibble for each of the element's bytes: 0 and 1 are those of the pair's
+    first, 2 and 3 of its second, 4 is zero.
+    """
+    table = bytearray(8 * b"\x44")
+    for first, second in itertools.combinations(range(4), 2):
+        if element in (first, second):
+            table[(1 << first | 1 << second) & 7] = 0x10 if element == first else 0x32
+    return struct.unpack("<2i", table)
+
+
+_TABLES = tl.constexpr(sum(map(_table, range(4)), ()))
 
 
 @triton.jit
-def _expand(pair, bits, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The dense tile [BLOCK_N, BLOCK_K] of pairs, each an integer of two elements.
+def _permute(a, b, selector):
+    """PTX's prmt: of the eight bytes of a and b those four that the selector's nibbles name."""
+    prmt: tl.constexpr = "prmt.b32 $0, $1, $2, $3;"
+    return tl.inline_asm_elementwise(prmt, "=r,r,r,r", [a, b, selector], tl.int32, True, 1)
 
-    A group becomes two such integers, by a shift of one element and a mask each; "." is 0:
 
-        stored at    0 1    0 2    0 3    1 2    1 3    2 3
-        left        a b    a .    a .    . a    . a    . .
-        right       . .    b .    . b    b .    . b    a b
+@triton.jit
+def _permuted(pair, words, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(left, right) of _expand: an instruction each, and 3.5 a group for what selects the bytes.
+
+    codes   a nibble a group, bits & 7, as the fourth bit follows from three
+    e0 - e3 a byte a group, four of them by one look-up: what element 0, 1, 2 or 3 is
+    both    of a group e0 and e1, or e2 and e3: what selects its left, or right, from its pair
     """
+    codes = (words & 0x77777777)[:, :, None] >> (16 * tl.arange(0, 2))
+    e0 = _permute(_TABLES[0], _TABLES[1], codes)[:, :, :, None]
+    e1 = _permute(_TABLES[2], _TABLES[3], codes)[:, :, :, None]
+    e2 = _permute(_TABLES[4], _TABLES[5], codes)[:, :, :, None]
+    e3 = _permute(_TABLES[6], _TABLES[7], codes)[:, :, :, None]
+    both = 0x40 + 0x11 * tl.arange(0, 4)
+    left = tl.reshape(_permute(e0, e1, both), (BLOCK_N, BLOCK_K // 4))
+    right = tl.reshape(_permute(e2, e3, both), (BLOCK_N, BLOCK_K // 4))
+    return _permute(pair, 0, left), _permute(pair, 0, right)
+
+
+@triton.jit
+def _selected(pair, words, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(left, right) of _expand, by a shift of one element and a mask each."""
     SIZE: tl.constexpr = pair.dtype.primitive_bitwidth // 2
-    integer = tl.int16 if SIZE == 16 else tl.int32
+    bits = tl.reshape(words[:, :, None] >> (4 * tl.arange(0, 8)), (BLOCK_N, BLOCK_K // 4))
     low = (tl.full((), 1, pair.dtype) << SIZE) - 1
     left = tl.where((bits & 1) != 0, pair, pair << SIZE)
     left = tl.where((bits & 2) != 0, left, left & low)
     right = tl.where((bits & 8) != 0, pair, (pair >> SIZE) & low)
     right = tl.where((bits & 4) != 0, right, right & ~low)
-    words = tl.reshape(tl.join(left, right), (BLOCK_N, BLOCK_K // 2))
-    elements = tl.join(words.to(integer), (words >> SIZE).to(integer))
+    return left, right
+
+
+@triton.jit
+def _expand(
+    pair,
+    words,
+    DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRMT: tl.constexpr,
+):
+    """The dense tile [BLOCK_N, BLOCK_K] of pairs, each an integer of two elements.
+
+    A group becomes two such integers; "." is 0:
+
+        stored at    0 1    0 2    0 3    1 2    1 3    2 3
+        left        a b    a .    a .    . a    . a    . .
+        right       . .    b .    . b    b .    . b    a b
+
+    PRMT: the chip has PTX's permutation of bytes, which serves elements of 16 bits.
+    """
+    SIZE: tl.constexpr = pair.dtype.primitive_bitwidth // 2
+    integer = tl.int16 if SIZE == 16 else tl.int32
+    if PRMT and SIZE == 16:
+        left, right = _permuted(pair, words, BLOCK_N, BLOCK_K)
+    else:
+        left, right = _selected(pair, words, BLOCK_N, BLOCK_K)
+    halves = tl.reshape(tl.join(left, right), (BLOCK_N, BLOCK_K // 2))
+    elements = tl.join(halves.to(integer), (halves >> SIZE).to(integer))
     return tl.reshape(elements, (BLOCK_N, BLOCK_K)).to(DTYPE, bitcast=True)
 
 
 @triton.jit
 def sparse24_linear_kernel(
     x,
-    pairs,  # values as integers, two elements each: [N, row_pairs]
+    pairs,  # values as integers, two elements each
     meta,
     bias,
     y,  # [M, N], or partial sums, float32 [parts of K, M, N]
     M,
     N,
     K,
-    row_pairs,
-    part_k,  # columns of a program
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PRMT: tl.constexpr,
 ):
     """A tile of y, or of the partial sums of part_k columns."""
     tile_n, tile_m = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
-    part = tl.program_id(1)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_K)
     token = x + tl.minimum(m, M - 1).to(tl.int64)[None, :] * K
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    begin = part * part_k
-    for k in range(begin, tl.minimum(begin + part_k, 4 * row_pairs), BLOCK_K):
-        pair, bits = _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N, BLOCK_K)
-        w = _expand(pair, bits, x.dtype.element_ty, BLOCK_N, BLOCK_K)
+    row_pairs = tl.cdiv(K, 64) * 16
+    first, end = columns_of_part(K, BLOCK_K)
+    for k in range(first, end, BLOCK_K):
+        pair, words = _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_K)
+        w = _expand(pair, words, x.dtype.element_ty, BLOCK_N, BLOCK_K, PRMT)
         if EVEN_K:
             tile_x = tl.load(token + (k + columns)[:, None])
         else:
             tile_x = tl.load(token + (k + columns)[:, None], (k + columns)[:, None] < K, other=0.0)
         acc = dot(w, tile_x, acc)
-    if HAS_BIAS:
-        acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
-    out = y + (part.to(tl.int64) * M + m)[None, :] * N + n[:, None]
-    tl.store(out, rounded(acc, y.dtype.element_ty), (m < M)[None, :] & (n < N)[:, None])
+    store_tile(acc, bias, y, n, m, M, N, HAS_BIAS)
 
 
 @triton.jit
@@ -125,8 +189,8 @@ def sparse24_decompress_kernel(
     """A tile of dense [N, K] from the layout "triton"."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(1) * BLOCK_K
-    pair, bits = _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_N, BLOCK_K)
-    w = _expand(pair, bits, dense.dtype.element_ty, BLOCK_N, BLOCK_K)
+    pair, words = _load_tile(pairs, meta, n, k, N, row_pairs, BLOCK_K)
+    w = _expand(pair, words, dense.dtype.element_ty, BLOCK_N, BLOCK_K, False)
     k += tl.arange(0, BLOCK_K)
     out = dense + n.to(tl.int64)[:, None] * K + k[None, :]
     tl.store(out, w, (n < N)[:, None] & (k < K)[None, :])
@@ -215,6 +279,14 @@ def _integers(t: Tensor, elements: int = 1) -> Tensor:
     return t.view(sizes[t.element_size() * elements])
 
 
+def tried(K: int) -> tuple[Tile, ...]:
+    """What is measured where tiles are: those whose columns cut K's tiles of 64 evenly."""
+    tiles = (16, 64, 1), (32, 64, 2), (64, 64, 2), (64, 64, 4), (128, 64, 4), (128, 64, 8)
+    if triton.cdiv(K, COLUMNS) % 2 == 0:
+        tiles += ((64, 128, 4),)
+    return tuple((*tile, stages) for tile in tiles for stages in (2, 3, 4))
+
+
 def linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, N: int, K: int) -> Tensor:
     """See `prunekern.reference.linear`."""
     tiles = -(-K // COLUMNS)
@@ -229,46 +301,18 @@ def linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, N: int,
         N,
         K,
     )
-    rows = x.reshape(-1, K).contiguous()
-    y = x.new_empty((len(rows), N))
-    if len(rows):
-        with torch.cuda.device_of(x):
-            launch(rows, values, meta, bias, y, plan_for(x, len(rows), N, tiles * COLUMNS))
-    return y.view(*x.shape[:-1], N)
-
-
-def launch(
-    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, y: Tensor, plan: Plan
-) -> None:
-    """The product of x [M, K] into y [M, N], by a plan."""
-    (M, K), N = x.shape, len(values)
-    pairs = _integers(values, 2)
-    # Partial sums are torch's to allocate: in a CUDA graph from the graph's own pool.
-    split = plan.SPLIT_K > 1
-    out = x.new_empty((plan.SPLIT_K, M, N), dtype=torch.float32) if split else y
-
-    def grid(tile: dict) -> tuple[int, int]:
-        tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
-        return tiles, plan.SPLIT_K
-
-    kernel = tuned(sparse24_linear_kernel) if AUTOTUNE else sparse24_linear_kernel
-    kernel[grid](
+    return product(
+        sparse24_linear_kernel,
+        plan,
+        tried(K),
         x,
-        pairs,
-        meta,
-        None if split else bias,
-        out,
-        M,
+        (_integers(values, 2), meta),
+        bias,
         N,
         K,
-        pairs.shape[1],
-        plan.part_k,
-        HAS_BIAS=bias is not None and not split,
         EVEN_K=K % COLUMNS == 0,
-        **(plan.fixed() if AUTOTUNE else plan.options()),
+        PRMT=chip_of(x.device).has_prmt,
     )
-    if split:
-        add_parts(out, bias, y)
 
 
 _BLOCK_N = 32  # of the conversions

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from prunekern import ops
 from prunekern.compare import measure
 from prunekern.compare.report import CompareResult
-from prunekern.compare.text import read_text, token_windows
+from prunekern.compare.text import calibration_windows, read_text, token_windows
 from prunekern.compare.variants import DENSE, Variant, variants_for
 from prunekern.compare.worker import Job, Worker, check_targets
 from prunekern.hardware import hardware
+from prunekern.structured.model import check_family
 from prunekern.targets import DEFAULT_TARGETS
 
 __all__ = ["CompareResult", "compare"]
@@ -46,6 +47,7 @@ def compare(
     text: str | Path | None = None,
     out: str | Path = "results",
     rounds: int = ROUNDS,
+    structured: float = 0.0,
 ) -> CompareResult:
     """Prunes a model in several ways and measures each: the main job of this package.
 
@@ -65,6 +67,9 @@ def compare(
         text: File to measure perplexity on, Python's own documentation by default.
         out: Folder for compare.json, compare.md and compare.html.
         rounds: Of speed measurements.
+        structured: Share of heads and of MLP channels that are really removed, each in a row of its
+            own: by activation and refitted, on the first windows of the text. In [0, 1); 0 for no
+            such rows.
 
     Returns:
         Rows, environment and verdict, as written.
@@ -75,7 +80,7 @@ def compare(
     console = Console(stderr=True)
     dtypes = [dtype] if isinstance(dtype, str) else list(dtype)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    variants = variants_for(patterns, sparsity, dtypes)
+    variants = variants_for(patterns, sparsity, dtypes, structured)
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1 or rounds < 1:
         raise ValueError(f"compare: threads and rounds must be at least 1, got {threads}, {rounds}")
@@ -84,12 +89,16 @@ def compare(
 
     with tempfile.TemporaryDirectory(dir=out, prefix=".compare-") as scratch:
         folder, name = _model_folder(model, tokenizer, Path(scratch), console)
-        loaded_tokenizer = _check_model(folder, targets)
-        windows = token_windows(loaded_tokenizer, read_text(text))
+        loaded_tokenizer = _check_model(folder, targets, structured > 0)
+        words = read_text(text)
+        windows = token_windows(loaded_tokenizer, words)
+        calibration = calibration_windows(loaded_tokenizer, words) if structured else None
         targets = targets if isinstance(targets, str) else tuple(targets)
-        jobs = [Job(folder, v, targets, threads, windows, scratch) for v in variants]
+        jobs = [Job(folder, v, targets, threads, windows, calibration, scratch) for v in variants]
         rows = _measure(jobs, windows, rounds, folder, console)
     environment = _environment(name, threads, windows, text, rounds)
+    if calibration is not None:
+        environment["calibration_windows"] = len(calibration)
     result = CompareResult(rows, environment)
     result.write(out)
     return result
@@ -113,8 +122,8 @@ def _model_folder(
     return str(model), str(model)
 
 
-def _check_model(folder: str, targets: Sequence[str] | str) -> Any:
-    """The tokenizer; refuses a model that is not there and targets that match nothing."""
+def _check_model(folder: str, targets: Sequence[str] | str, structured: bool) -> Any:
+    """The tokenizer; refuses a model that is not there or not of use, and unmatched targets."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -129,6 +138,8 @@ def _check_model(folder: str, targets: Sequence[str] | str) -> Any:
             f"tokenizer, got {folder}: {first_line}"
         ) from None
     check_targets(skeleton, targets)
+    if structured:
+        check_family(skeleton, "compare")
     return tokenizer
 
 
@@ -215,7 +226,7 @@ def _row(job: Job, rows: dict[Variant, dict[str, Any]], windows: Tensor) -> dict
         pairs = zip(mine["rounds"], dense["rounds"], strict=True)
         return statistics.median(b["layer_ms"][tokens] / r["layer_ms"][tokens] for r, b in pairs)
 
-    tokens = measure.LAYER_TOKENS
+    tokens = mine["rounds"][0]["layer_ms"]
     return {
         "variant": variant.name,
         "pattern": variant.pattern,
@@ -232,7 +243,7 @@ def _row(job: Job, rows: dict[Variant, dict[str, Any]], windows: Tensor) -> dict
             **{key: ratio(key, dense) for key in speeds},
             **{f"layer_m{t}": layer_ratio(t) for t in tokens},
             "pruned_weight_bytes": mine["loaded"]["pruned_weight_bytes"]
-            / dense["loaded"]["pruned_weight_bytes"],
+            / mine["loaded"]["dense_weight_bytes"],
             "model_weight_bytes": mine["loaded"]["model_weight_bytes"]
             / dense["loaded"]["model_weight_bytes"],
         },

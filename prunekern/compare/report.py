@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from prunekern.compare.measure import LAYER_TOKENS
 from prunekern.compare.verdict import verdict
 
 _MB = 1e6
@@ -86,6 +87,13 @@ class CompareResult:
             f"medians of {env['rounds']} rounds in which all variants took turns; (x): ratio to "
             f"dense of the same dtype. Layer: {layer['layer_name']} {list(layer['layer_shape'])}, "
             "weight in cache. Peak memory: of the process while it prefills and decodes."
+            + (
+                f" Removed: whole heads or MLP channels, by activation and refitted on the first "
+                f"{env['calibration_windows']} windows of that text; the others by magnitude, "
+                "without calibration."
+                if "calibration_windows" in env
+                else ""
+            )
         )
 
     def _parts(self) -> dict[str, tuple[list[str], list[list[str]]]]:
@@ -95,7 +103,7 @@ class CompareResult:
             [
                 [
                     row["variant"],
-                    f"{row['sparsity']:.0%}",
+                    f"{row['sparsity']:.0%}" + " removed" * (row["storage"] == "removed"),
                     f"{row['perplexity']:.4g}",
                     f"{row['pruned_weight_bytes'] / _MB:.1f} "
                     f"({row['ratio_to_dense']['pruned_weight_bytes']:.2f}x)",
@@ -121,15 +129,18 @@ class CompareResult:
                             "decode_tokens_per_s_batch4",
                         )
                     ),
-                    *(
-                        f"{row['layer_ms'][m]:.3f} ({row['ratio_to_dense'][f'layer_m{m}']:.2f}x)"
-                        for m in row["layer_ms"]
-                    ),
+                    *(_layer_cell(row, str(m)) for m in LAYER_TOKENS),
                 ]
                 for row in self.rows
             ],
         )  # fmt: skip
         return {"Quality and memory": quality, "Speed": speed}
+
+
+def _layer_cell(row: dict[str, Any], tokens: str) -> str:
+    if tokens not in row["layer_ms"]:
+        return "-"
+    return f"{row['layer_ms'][tokens]:.3f} ({row['ratio_to_dense'][f'layer_m{tokens}']:.2f}x)"
 
 
 def _targets(targets: str | list[str]) -> str:
@@ -160,7 +171,13 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         from matplotlib.ticker import LogFormatter
     except ImportError:
         return []
-    colors = {"dense": "#555555", "csr": "#d08c1d", "bitmask": "#2a78c2", "2:4": "#2f9e5b"}
+    colors = {
+        "dense": "#555555",
+        "csr": "#d08c1d",
+        "bitmask": "#2a78c2",
+        "2:4": "#2f9e5b",
+        "removed": "#7a5195",
+    }
     markers = {"float32": "o", "bfloat16": "s", "float16": "^"}
 
     def color(row: dict[str, Any]) -> str:

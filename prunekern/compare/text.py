@@ -44,9 +44,34 @@ def token_windows(tokenizer: Any, text: str, windows: int = WINDOWS, size: int =
     Raises:
         ValueError: There is not even one window.
     """
-    # Without a warning about texts beyond the model's context: it is cut into windows here.
-    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    ids = _ids(tokenizer, text)
     count = min(windows, len(ids) // size)
     if count == 0:
         raise ValueError(f"compare: text must have at least {size} tokens, got {len(ids)}")
     return ids[len(ids) - count * size :].view(count, size).to(torch.int64)
+
+
+def calibration_windows(
+    tokenizer: Any, text: str, windows: int = WINDOWS, size: int = WINDOW
+) -> Tensor:
+    """The first `windows` windows of `size` tokens, none of which `token_windows` returns.
+
+    Returns:
+        int64 [windows, size]; fewer windows if the text is short.
+
+    Raises:
+        ValueError: There is not one window besides those of `token_windows`.
+    """
+    ids = _ids(tokenizer, text)
+    count = min(windows, len(ids) // size - windows)
+    if count < 1:
+        raise ValueError(
+            f"compare: text must have at least {(windows + 1) * size} tokens to calibrate on what "
+            f"perplexity is not measured on, got {len(ids)}"
+        )
+    return ids[: count * size].view(count, size).to(torch.int64)
+
+
+def _ids(tokenizer: Any, text: str) -> Tensor:
+    # Without a warning about texts beyond the model's context: it is cut into windows here.
+    return tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]

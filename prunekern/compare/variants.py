@@ -13,11 +13,18 @@ from prunekern.nn import SparseLinear
 from prunekern.pruning import prune
 from prunekern.pruning.masks import parse_pattern
 from prunekern.replace import replace_linears
+from prunekern.structured import remove_channels, remove_heads
 from prunekern.targets import match_modules
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DENSE = "dense"
 TORCH_CSR = "torch CSR"
+REMOVED = "removed"
+# Pattern -> how it is removed, and the Linears of a decoder layer that become smaller.
+STRUCTURED = {
+    "heads": (remove_heads, ("q_proj", "k_proj", "v_proj", "o_proj")),
+    "channels": (remove_channels, ("gate_proj", "up_proj", "down_proj")),
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,9 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        pattern: "dense", "unstructured" or "N:M".
-        storage: "dense", "csr", "bitmask", "2:4", or "torch CSR", the rival.
+        pattern: "dense", "unstructured", "N:M", "heads" or "channels".
+        storage: "dense", "csr", "bitmask", "2:4", "torch CSR", the rival, or "removed" for a
+            smaller dense layer.
         dtype: float32, bfloat16 or float16.
         sparsity: Of the pruned layers, as asked for.
     """
@@ -42,6 +50,9 @@ class Variant:
         if self.pattern == DENSE:
             return f"dense {self.dtype}"
         stored = "stored dense" if self.storage == DENSE else f"as {self.storage}"
+        if self.storage == REMOVED:
+            # What was asked for is rounded to whole groups or tiles: the table has what is gone.
+            return f"{self.pattern} removed {self.dtype}"
         if self.storage == self.pattern:
             return f"{self.pattern} {self.dtype}"
         percent = f" {self.sparsity:.0%}" if self.pattern == "unstructured" else ""
@@ -53,12 +64,16 @@ class Variant:
         return self.pattern, self.dtype
 
 
-def variants_for(patterns: Sequence[str], sparsity: float, dtypes: Sequence[str]) -> list[Variant]:
-    """The rows, dense first, for each dtype.
+def variants_for(
+    patterns: Sequence[str], sparsity: float, dtypes: Sequence[str], structured: float = 0.0
+) -> list[Variant]:
+    """The rows, dense first, for each dtype; with `structured` those of heads and channels.
 
     Raises:
-        ValueError: An unknown pattern or dtype, or a sparsity outside [0, 1).
+        ValueError: An unknown pattern or dtype, or a sparsity or share outside [0, 1).
     """
+    if not 0 <= structured < 1:
+        raise ValueError(f"compare: structured must be in [0, 1), got {structured}")
     if not 0 <= sparsity < 1:
         raise ValueError(f"compare: sparsity must be in [0, 1), got {sparsity}")
     for dtype in dtypes:
@@ -76,6 +91,8 @@ def variants_for(patterns: Sequence[str], sparsity: float, dtypes: Sequence[str]
             if nm is not None and nm[0] <= 2 and nm[1] % 4 == 0:
                 storages = ["2:4"] if pattern == "2:4" else [DENSE, "bitmask", "2:4"]
             rows += [Variant(pattern, storage, dtype, share) for storage in storages]
+        if structured:
+            rows += [Variant(pattern, REMOVED, dtype, structured) for pattern in STRUCTURED]
     return rows
 
 
@@ -101,10 +118,39 @@ class TorchCSRLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def build(model: nn.Module, variant: Variant, targets: Sequence[str] | str) -> list[str]:
-    """Prunes and swaps the targets of a dense model, in place; returns their names."""
-    names = list(match_modules(model, targets, "compare"))
+def target_names(model: nn.Module, variant: Variant, targets: Sequence[str] | str) -> list[str]:
+    """Layers that a variant changes: the targets, or those that a removal makes smaller."""
+    if variant.storage == REMOVED:
+        targets = STRUCTURED[variant.pattern][1]
+    return list(match_modules(model, targets, "compare"))
+
+
+def build(
+    model: nn.Module,
+    variant: Variant,
+    targets: Sequence[str] | str,
+    calibration: Tensor | None = None,
+) -> list[str]:
+    """Prunes and swaps layers of a dense model, in place; returns their names.
+
+    Args:
+        model: Dense.
+        variant: What is made of it.
+        targets: Layers, but for what is removed.
+        calibration: int64 [windows, size], for what is removed: by activation, refitted.
+    """
+    names = target_names(model, variant, targets)
     if variant.pattern == DENSE:
+        return names
+    if variant.storage == REMOVED:
+        remove = STRUCTURED[variant.pattern][0]
+        remove(
+            model,
+            fraction=variant.sparsity,
+            by="activation",
+            calibration=calibration,
+            compensate="least_squares",
+        )
         return names
     sparsity = variant.sparsity if variant.pattern == "unstructured" else None
     prune(model, variant.pattern, sparsity=sparsity, targets=targets)

@@ -6,6 +6,7 @@ from typing import Any
 
 # Below this difference two speeds count as equal: rounds differ by as much.
 NOISE = 0.05
+_REMOVED_FROM = {"heads": "attention's weights", "channels": "the MLPs' weights"}
 
 
 def verdict(rows: list[dict[str, Any]]) -> list[str]:
@@ -26,7 +27,7 @@ def verdict(rows: list[dict[str, Any]]) -> list[str]:
 
 def _for_dtype(rows: list[dict[str, Any]], dtype: str) -> list[str]:
     dense = next(row for row in rows if row["pattern"] == "dense")
-    sparse = [row for row in rows if row["pattern"] != "dense" and row["storage"] != "dense"]
+    sparse = [row for row in rows if row["storage"] not in ("dense", "removed")]
     stored_dense = next((r for r in rows if r["storage"] == "dense" and r is not dense), None)
     sentences = []
     if stored_dense:
@@ -34,6 +35,15 @@ def _for_dtype(rows: list[dict[str, Any]], dtype: str) -> list[str]:
             f"{dtype}: pruning alone gains nothing: stored dense, {stored_dense['pattern']} "
             f"decodes at {_times(stored_dense, 'decode_tokens_per_s')} of dense and weighs as much."
         )
+    for row in rows:
+        if row["storage"] == "removed":
+            sentences.append(
+                f"{dtype}: with {row['sparsity']:.0%} of {_REMOVED_FROM[row['pattern']]} removed "
+                f"the model decodes at {_times(row, 'decode_tokens_per_s')} of dense and prefills "
+                f"at {_times(row, 'prefill_tokens_per_s')}, by dense kernels alone, with "
+                f"{row['ratio_to_dense']['model_weight_bytes']:.0%} of its bytes and a perplexity "
+                f"of {_ppl(row)}."
+            )
     if not sparse:
         return sentences
     fastest = max(sparse, key=lambda row: row["ratio_to_dense"]["decode_tokens_per_s"])

@@ -16,7 +16,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from prunekern.compare.variants import DTYPES, Variant, build, model_bytes, weight_bytes
+from prunekern.compare.variants import (
+    DTYPES,
+    REMOVED,
+    Variant,
+    build,
+    model_bytes,
+    target_names,
+    weight_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Job:
     targets: tuple[str, ...] | str
     threads: int
     windows: Any  # int64 [count, size]
+    calibration: Any  # the same of other text, or None
     scratch: str
 
 
@@ -132,21 +141,28 @@ def _load(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(job.threads)
     model = load_model(job.folder, job.variant.dtype)
-    names = build(model, job.variant, job.targets)
+    names = target_names(model, job.variant, job.targets)
+    dense = [model.get_submodule(name) for name in names]
+    count = sum(layer.weight.numel() for layer in dense)
+    dense_bytes = sum(weight_bytes(layer) for layer in dense)
+    del dense
+    build(model, job.variant, job.targets, job.calibration)
     layers = [model.get_submodule(name) for name in names]
-    zeros = sum(int((_dense_weight(layer) == 0).sum()) for layer in layers)
+    left = sum(int(_dense_weight(layer).count_nonzero()) for layer in layers)
     shapes = [_dense_weight(layer).shape for layer in layers]
     largest = max(range(len(names)), key=lambda i: shapes[i].numel())
     state |= {
         "model": model,
-        "layer": layers[largest],
+        # One of other sizes has no dense twin to be timed against.
+        "layer": None if job.variant.storage == REMOVED else layers[largest],
         "in_features": shapes[largest][1],
     }
     result = {
         "layers": len(names),
         "layer_name": names[largest],
         "layer_shape": tuple(shapes[largest]),
-        "sparsity": zeros / sum(shape.numel() for shape in shapes),
+        "sparsity": 1 - left / count,
+        "dense_weight_bytes": dense_bytes,
         "pruned_weight_bytes": sum(weight_bytes(layer) for layer in layers),
         "model_weight_bytes": model_bytes(model),
         "file_bytes": measure.file_bytes(model, Path(job.scratch)),
@@ -168,14 +184,14 @@ def _nll(job: Job, state: dict[str, Any], first: int, count: int) -> float:
 def _speed(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     from prunekern.compare import measure
 
-    model = state["model"]
+    model, layer = state["model"], state["layer"]
     return {
         "prefill_tokens_per_s": measure.prefill_tokens_per_s(model, job.windows),
         "decode_tokens_per_s": measure.decode_tokens_per_s(model, job.windows, 1),
         "decode_tokens_per_s_batch4": measure.decode_tokens_per_s(model, job.windows, 4),
-        "layer_ms": measure.layer_ms(
-            state["layer"], state["in_features"], DTYPES[job.variant.dtype]
-        ),
+        "layer_ms": {}
+        if layer is None
+        else measure.layer_ms(layer, state["in_features"], DTYPES[job.variant.dtype]),
         "peak_rss_bytes": measure.peak_rss_bytes(),
     }
 

@@ -76,5 +76,5 @@ def pack_reference(c: Canonical, layout: str) -> Packed:
 
 
 def unpack(packed: Packed) -> Canonical:
-    """The canonical tensors that were packed, to the bit; for the two of rivals.py see there."""
+    """The canonical tensors that were packed, to the bit; see rivals.py for its own."""
     return FORMATS[packed.stem].unpack(packed)

@@ -13,18 +13,20 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
         *("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
     ),
     "bitmask": ("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
-    "csr": ("avx512", "avx2", "scalar", "triton", "reference"),
+    "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
 # Variants that exist for comparison: taken only where somebody names them. See rivals.py.
-RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass")}
+RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass"), "csr": ("cusparse",)}
 # Layouts for GPUs: first and last compute capability of NVIDIA's that can run them.
 CAPABILITIES = {
     "sm90a": ((9, 0), (9, 0)),
     "sm80": ((8, 0), (99, 9)),
+    "simt": ((7, 5), (99, 9)),
     "triton": ((7, 5), (99, 9)),
     "cusparselt": ((8, 0), (99, 9)),
     "cutlass": ((8, 0), (99, 9)),
+    "cusparse": ((7, 5), (99, 9)),
 }
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {

@@ -9,6 +9,8 @@ triton: rows from the longest to the shortest, those of one length in their orde
     values, columns   [C, 16, 8]        8 entries of each row of a strip, zeros beyond its end
     crow_indices int32 [3, 16 S]        row (from N on: none), its length, the first chunk of
                                         its strip
+simt: see csr_simt.py
+cusparse: see rivals.py
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prunekern.formats import CSR
+from prunekern.formats import CSR, column_type, row_pointer_type
+from prunekern.layouts import csr_simt
 from prunekern.layouts.packed import PADDING, Packed
 
 # Of the layout "triton".
@@ -32,6 +35,11 @@ def pack(c: CSR, layout: str) -> tuple[Tensor, Tensor, Tensor]:
         return c.values, c.col_indices, crow
     if layout == "triton":
         return _pack_strips(c)
+    if layout == "simt":
+        return csr_simt.pack(c)
+    if layout == "cusparse":
+        index = row_pointer_type(len(c.values))
+        return c.values, c.col_indices.to(index), crow.to(index)
     padding = c.col_indices.new_zeros(PADDING)
     return pad(c.values, (0, PADDING)), torch.cat([c.col_indices, padding]), crow
 
@@ -40,12 +48,14 @@ def unpack(packed: Packed) -> CSR:
     """What `pack` was given."""
     if packed.layout == "triton":
         return _unpack_strips(packed)
+    if packed.layout == "simt":
+        return csr_simt.unpack(*packed.tensors, packed.shape)
     values, columns, crow = packed.tensors
-    nnz = values.numel() - (0 if packed.layout == "reference" else PADDING)
+    nnz = values.numel() - (0 if packed.layout in ("reference", "cusparse") else PADDING)
     return CSR(
         values=values[:nnz].clone(),
-        col_indices=columns[:nnz].clone(),
-        crow_indices=crow.to(torch.int32 if nnz < 2**31 else torch.int64),
+        col_indices=columns[:nnz].to(column_type(packed.shape[1]), copy=True),
+        crow_indices=crow.to(row_pointer_type(nnz)),
         shape=packed.shape,
     )
 
@@ -100,4 +110,18 @@ def _unpack_strips(packed: Packed) -> CSR:
         col_indices=_columns_as_int(columns).view(-1)[slots].view(columns.dtype),
         crow_indices=starts_of_rows.to(torch.int32 if short else torch.int64),
         shape=packed.shape,
+    )
+
+
+def transpose(c: CSR) -> CSR:
+    """W^T, canonical: for gradients, grad W = grad (W^T)^T."""
+    N, K = c.shape
+    rows = torch.arange(N, device=c.device).repeat_interleave(c.crow_indices.long().diff())
+    columns = c.col_indices.long()
+    order = columns.argsort(stable=True)  # each column's by row, as they were
+    return CSR(
+        values=c.values[order],
+        col_indices=rows[order].to(torch.int32).to(column_type(N)),
+        crow_indices=pad(columns.bincount(minlength=K).cumsum(0), (1, 0)).to(c.crow_indices.dtype),
+        shape=(K, N),
     )

@@ -23,9 +23,10 @@ class RawCounters(ctypes.Structure):
         ("sparse_macs", ctypes.c_uint64),
         ("atomics", ctypes.c_uint64),
         ("barriers", ctypes.c_uint64),
+        ("warps", ctypes.c_uint64),
+        ("busiest_warp", ctypes.c_uint64),
         ("shared_wavefronts", _PAIR),
         ("shared_ideal", _PAIR),
-        ("shared_bytes", _PAIR),
         ("ldmatrix_wavefronts", ctypes.c_uint64),
         ("ldmatrix_ideal", ctypes.c_uint64),
         ("async_wavefronts", ctypes.c_uint64),
@@ -68,6 +69,8 @@ class Counters:
         conflicts: wavefronts beyond the least possible, by ``load``, ``store``, ``ldmatrix`` and
             ``cp_async``.
         wavefronts: all of them, by the same names.
+        warps: that ran.
+        busiest_warp: instructions of the one with most.
     """
 
     instructions: int
@@ -78,8 +81,15 @@ class Counters:
     barriers: int
     wavefronts: dict[str, int]
     conflicts: dict[str, int]
+    warps: int
+    busiest_warp: int
     reads: dict[str, Traffic] = field(default_factory=dict)
     writes: dict[str, Traffic] = field(default_factory=dict)
+
+    @property
+    def balance(self) -> float:
+        """Instructions of the busiest warp over those of a warp on average."""
+        return self.busiest_warp * self.warps / self.instructions
 
     @classmethod
     def of(cls, raw: RawCounters, buffers: list[tuple[str, RawBuffer]]) -> Counters:
@@ -97,6 +107,8 @@ class Counters:
             sparse_macs=raw.sparse_macs,
             atomics=raw.atomics,
             barriers=raw.barriers,
+            warps=raw.warps,
+            busiest_warp=raw.busiest_warp,
             wavefronts={name: all_ for name, (all_, _) in pairs.items()},
             conflicts={name: all_ - least for name, (all_, least) in pairs.items()},
         )

@@ -25,7 +25,7 @@ from .tensor_map import TensorMap
 HERE = Path(__file__).resolve().parent
 # KiB of shared memory that a block may opt in to (CUDA C++ Programming Guide, compute
 # capabilities).
-SHARED_LIMIT = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
 class EmulationError(RuntimeError):

@@ -64,6 +64,7 @@ class _Chip:
 
 
 _CHIPS = {
+    "sm_75": _Chip(32, 16, 64),
     "sm_80": _Chip(64, 32, 164),
     "sm_86": _Chip(48, 16, 100),
     "sm_89": _Chip(48, 24, 100),
@@ -147,7 +148,7 @@ def occupancy(arch: str, registers: int, shared_bytes: int, threads: int) -> Occ
     """How many blocks an SM holds, with all of the memory that L1 can give up given to shared.
 
     Args:
-        arch: sm_80, sm_86, sm_89, sm_90 or sm_120; a suffix such as the a of sm_90a is ignored.
+        arch: sm_75, sm_80, sm_86, sm_89, sm_90 or sm_120; a suffix, as of sm_90a, is ignored.
         registers: of a thread.
         shared_bytes: of a block, static and dynamic.
         threads: of a block.

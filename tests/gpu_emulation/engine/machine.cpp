@@ -197,6 +197,7 @@ uint64_t run_warp(Warp& w, int turn) {
         }
     }
     counters.instructions += done;
+    w.spent += done;
     return done;
 }
 
@@ -317,7 +318,11 @@ bool Block::turn() {
         release_barriers(*this);
     }
     if (!threads_live()) {
-        for (Warp& w : warps) check_ended(w);
+        for (Warp& w : warps) {
+            check_ended(w);
+            machine->counters.busiest_warp = std::max(machine->counters.busiest_warp, w.spent);
+        }
+        machine->counters.warps += warps.size();
         return false;
     }
     bool any = false;

@@ -51,8 +51,8 @@ struct Buffer {
 struct Counters {
     uint64_t by_class[static_cast<int>(Class::kCount)] = {};
     uint64_t instructions = 0, macs = 0, sparse_macs = 0, atomics = 0, barriers = 0;
-    uint64_t shared_wavefronts[2] = {}, shared_ideal[2] = {},
-             shared_bytes[2] = {};  // reads, writes
+    uint64_t warps = 0, busiest_warp = 0;  // how many ran; instructions of that with most
+    uint64_t shared_wavefronts[2] = {}, shared_ideal[2] = {};  // reads, writes
     uint64_t ldmatrix_wavefronts = 0, ldmatrix_ideal = 0, async_wavefronts = 0, async_ideal = 0;
 };
 
@@ -147,6 +147,7 @@ struct Warp {
     std::vector<uint32_t> registers, poison;
     uint32_t* regs = nullptr;
     uint32_t live = 0;
+    uint64_t spent = 0;  // instructions
     Clocks clock;
     Clock lanes_synced = 0;  // all lanes have seen each other's accesses up to here on its clock
     std::unique_ptr<std::array<std::array<Clock, 32>, 32>> pairs_synced;  // [lane][other]: more yet

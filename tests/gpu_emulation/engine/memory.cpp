@@ -125,10 +125,8 @@ Step load(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     }
     Counters& c = w.machine->counters;
     if (global_mask) count_global(w, global, global_mask, total, false);
-    if (shared_mask) {
+    if (shared_mask)
         count_shared(shared, shared_mask, total, c.shared_wavefronts[0], c.shared_ideal[0]);
-        c.shared_bytes[0] += static_cast<uint64_t>(std::popcount(shared_mask)) * total;
-    }
     return Step::kNext;
 }
 
@@ -175,10 +173,8 @@ Step store(Warp& w, Group&, const Instruction& in, uint32_t mask) {
     }
     Counters& c = w.machine->counters;
     if (global_mask) count_global(w, global, global_mask, total, true);
-    if (shared_mask) {
+    if (shared_mask)
         count_shared(shared, shared_mask, total, c.shared_wavefronts[1], c.shared_ideal[1]);
-        c.shared_bytes[1] += static_cast<uint64_t>(std::popcount(shared_mask)) * total;
-    }
     return Step::kNext;
 }
 
