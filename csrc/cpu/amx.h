@@ -1,8 +1,8 @@
 // AMX: matrices of 16 rows x 64 bytes in eight registers, and their product. Intel SDM volume 2,
 // TDPBF16PS; volume 1, chapter 18.
 //
-//   c[16][16] += a[16 rows][32 inputs] . b[16 pairs of inputs][16 columns][2]      fp32 += bf16
-//   bf16
+//   c[16 rows][16 columns] += a[16 rows][32 inputs] . b[16 pairs of inputs][16 columns][2]
+//   fp32                      bf16                    bf16
 //
 // The even and the odd inputs of a tile are summed apart and then added; a denormal input or sum
 // counts as zero, which costs less than 2^-126 a product.
@@ -43,6 +43,7 @@ class TileRegisters {
             config.rows[i] = kTileSide;
         }
         static_assert(sizeof(config) == 64);
+        asm volatile("" ::"r"(&config) : "memory");  // as below: the intrinsic names 8 bytes
         _tile_loadconfig(&config);
     }
     ~TileRegisters() { _tile_release(); }
