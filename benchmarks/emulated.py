@@ -19,6 +19,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+import cuda_bitmask  # noqa: E402
 import cuda_csr  # noqa: E402
 import triton_compiled  # noqa: E402
 import triton_dense  # noqa: E402
@@ -149,6 +150,16 @@ def ours(variant: str, M: int, sms: int) -> Run | None:
 
 
 @functools.cache
+def bitmask(M: int, sparsity: float, sms: int) -> Run:
+    """The bitmask product with so many zeros at random; its W is copied to shared memory."""
+    kernel = cuda_bitmask.linear()
+    case = cuda_bitmask.make_case(M, N, K, torch.float16, round(1 - sparsity, 2), bias=False)
+    y, _ = kernel.product(case, sms)
+    assert_close_to_float64(y, case.x, case.weight)
+    return _run(kernel, "sm_80", cuda_bitmask.WEIGHT, "x")
+
+
+@functools.cache
 def csr(M: int, sparsity: float, sms: int) -> tuple[Run, int]:
     """(the CSR product with so many zeros at random, kept weights)."""
     kernel, case = cuda_csr.linear(), cuda_csr.random_case(M, N, K, sparsity)
@@ -253,6 +264,23 @@ def counter_rows() -> list[list[str]]:
     return rows
 
 
+def bitmask_rows() -> list[list[str]]:
+    """One of each share of zeros and number of tokens."""
+    rows = []
+    for sparsity in BITMASK_ZEROS:
+        for M in BITMASK_TOKENS:
+            run = bitmask(M, sparsity, REFERENCE_SMS["sm80"])
+            c, tiles = run.counters, N * K / 1024
+            registers, spilled, held = run.static
+            counts = (c.instructions, run.wavefronts, c.by_class["shuffle"])
+            rows.append([
+                f"{sparsity:.0%}", str(M), str(run.blocks), *(f"{n / tiles:.1f}" for n in counts),
+                *(f"{n / run.products:.2f}" for n in counts), str(sum(c.conflicts.values())),
+                f"{run.asked(*run.weight) / 1e6:.1f}", str(registers), str(spilled), str(held),
+            ])  # fmt: skip
+    return rows
+
+
 def csr_rows() -> list[list[str]]:
     """One of each share of zeros and number of tokens."""
     rows = []
@@ -327,6 +355,17 @@ COUNTER_HEADER = [
 ]  # fmt: skip
 
 
+BITMASK_ZEROS, BITMASK_TOKENS = (0.5, 0.7, 0.9), (1, 8, 16, 64, 512)
+BITMASK_NOTES = """## Bitmask on tensor cores
+
+As above, for 1024 weights, kept or not, and for a mma m16n8k16; shuffles take the data path too and
+are not among its wavefronts. W MB has offsets as often as lanes ask for them."""
+BITMASK_HEADER = [
+    "zeros", "M", "blocks", "instr. / 1024 W", "wavefronts", "shuffles", "instr. / product",
+    "wavefronts", "shuffles", "conflicts", "W MB", "registers", "spilled", "blocks / SM",
+]  # fmt: skip
+
+
 CSR_CHIPS = ("A100 80G", "H100 SXM", "RTX 4090")
 CSR_NOTES = """## CSR on CUDA cores
 
@@ -342,6 +381,7 @@ CSR_HEADER = [
 def report() -> str:
     """The page."""
     parts = [NOTES, table(COUNTER_HEADER, counter_rows())]
+    parts.append(f"{BITMASK_NOTES}\n\n{table(BITMASK_HEADER, bitmask_rows())}")
     parts.append(f"{CSR_NOTES}\n\n{table(CSR_HEADER, csr_rows())}")
     parts.append(
         "## Modelled times in microseconds and what binds\n\n"

@@ -70,6 +70,9 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     UNPACK24(sm80);
     m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
           "-> Tensor");
+    LINEAR_BITMASK(sm80);
+    m.def("bitmask_decompress_sm80(Tensor values, Tensor bitmask, Tensor offsets, "
+          "int out_features, int in_features) -> Tensor");
 #endif
 #if PRUNEKERN_SM90A
     LINEAR24(sm90a);

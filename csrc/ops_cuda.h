@@ -33,6 +33,13 @@ inline void check_cuda(const char* op, const char* what, cudaError_t error) {
     if (error != cudaSuccess) fail(op, what, "succeed", cudaGetErrorString(error));
 }
 
+inline void check_capability(const char* op, const Gpu& gpu, int first, int last,
+                             const char* wanted) {
+    if (gpu.capability < first || gpu.capability > last)
+        fail(op, "this GPU", std::string("have compute capability ") + wanted,
+             std::to_string(gpu.capability / 10) + '.' + std::to_string(gpu.capability % 10));
+}
+
 inline const Gpu& gpu(const char* op, int device) {
     static std::array<Gpu, kMaxDevices> gpus;
     static std::array<std::once_flag, kMaxDevices> asked;
@@ -88,6 +95,28 @@ inline Device check_weight(const char* op, const Tensor& values, int64_t N, int6
     if (N > kMaxSize || K > kMaxSize)
         fail(op, "out_features and in_features", "be below 2^31 - 1024", std::max(N, K));
     return device;
+}
+
+inline Device check_16_bit_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
+    if (dtype_of(op, "values", values) == DType::kFloat32)
+        fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
+    return check_weight(op, values, N, K);
+}
+
+// What kernels are given, but for the workspace; rows: x by aligned_rows.
+inline CudaProblem problem_of(const char* op, const Tensor& rows, Tensor& y,
+                              const std::optional<Tensor>& bias, int64_t tokens, int64_t N,
+                              int64_t K, const Gpu& gpu, const Current& current) {
+    return {rows.const_data_ptr(),
+            y.mutable_data_ptr(),
+            bias ? bias->const_data_ptr() : nullptr,
+            tokens,
+            N,
+            ceil_div(K, kRowMultiple) * kRowMultiple,
+            dtype_of(op, "x", rows),
+            nullptr,
+            gpu.sms,
+            current.stream()};
 }
 
 }  // namespace prunekern

@@ -29,12 +29,6 @@ void prepare_once(int device) {
                    [] { check_cuda(V.linear_op, "preparing the kernels", V.prepare()); });
 }
 
-Device check_16_bit_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
-    if (dtype_of(op, "values", values) == DType::kFloat32)
-        fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
-    return check_weight(op, values, N, K);
-}
-
 void check_panels(const char* op, const Tensor& values, const Tensor& meta, int64_t N, int64_t K,
                   const Device& device) {
     namespace panel = sparse24_fragments;
@@ -60,9 +54,7 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
     check_panels(op, values, meta, N, K, device);
     check_linear(op, x, values.scalar_type(), bias, N, K, device);
     const Gpu& facts = gpu(op, device.index());
-    if (facts.capability < V.first_capability || facts.capability > V.last_capability)
-        fail(op, "this GPU", std::string("have compute capability ") + V.capabilities,
-             std::to_string(facts.capability / 10) + '.' + std::to_string(facts.capability % 10));
+    check_capability(op, facts, V.first_capability, V.last_capability, V.capabilities);
 
     const Current current(device.index());
     auto [y, tokens] = empty_output(x, N, device);
@@ -71,16 +63,7 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
     prepare_once<V>(device.index());
 
     const Tensor rows = aligned_rows(x, K);
-    CudaProblem problem{rows.const_data_ptr(),
-                        y.mutable_data_ptr(),
-                        bias ? bias->const_data_ptr() : nullptr,
-                        tokens,
-                        N,
-                        ceil_div(K, kRowMultiple) * kRowMultiple,
-                        dtype_of(op, "x", x),
-                        nullptr,
-                        facts.sms,
-                        current.stream()};
+    CudaProblem problem = problem_of(op, rows, y, bias, tokens, N, K, facts, current);
     const int64_t bytes = sparse24_workspace_bytes(tokens, N, problem.K, facts.sms);
     check_cuda(op, "allocating a workspace",
                get_workspace(device.index(), problem.stream, bytes, &problem.workspace));

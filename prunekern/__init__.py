@@ -10,12 +10,14 @@ See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunekern.checkpoint import convert, save_pretrained
+from prunekern.checkpoint.versions import register
 from prunekern.formats import compress, decompress, nbytes, validate
 from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
 from prunekern.nn import SparseLinear
 from prunekern.ops import linear
-from prunekern.pruning import prune
+from prunekern.pruning import permute_channels, prune
 from prunekern.replace import replace_linears, restore_linears
 from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
 
@@ -29,11 +31,13 @@ __all__ = [
     "SparseLinear",
     "compare",
     "compress",
+    "convert",
     "decompress",
     "hardware",
     "linear",
     "nbytes",
     "pack",
+    "permute_channels",
     "prune",
     "remove_channels",
     "remove_heads",
@@ -41,9 +45,12 @@ __all__ = [
     "remove_layers",
     "replace_linears",
     "restore_linears",
+    "save_pretrained",
     "unpack",
     "validate",
 ]
+
+register()
 
 
 def __getattr__(name: str) -> Any:

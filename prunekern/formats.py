@@ -222,6 +222,9 @@ def validate(c: Canonical, name: str = "") -> None:
         who.check(t.layout == torch.strided, key, "be strided", t.layout)
         who.check(t.is_contiguous(), key, "be contiguous", f"strides {t.stride()}")
     who.check(c.dtype in DTYPES, "values", "be float32, bfloat16 or float16", c.dtype)
+    specs = tensor_specs(c.kernel, (N, K), c.dtype, c.values.numel())
+    for key, (dtype, wanted) in specs.items():
+        who.check_tensor(key, getattr(c, key), dtype, wanted)
     {Sparse24: _validate_sparse24, CSR: _validate_csr, Bitmask: _validate_bitmask}[type(c)](c, who)
 
 
@@ -233,6 +236,31 @@ def nbytes(c: Canonical) -> int:
 def tensor_names(kernel: str) -> tuple[str, ...]:
     """Names of the tensors of a format."""
     return tuple(f.name for f in fields(FORMATS[kernel]) if f.name != "shape")
+
+
+def tensor_specs(
+    kernel: str, shape: tuple[int, int], dtype: torch.dtype, nnz: int = 0
+) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """Name -> (dtype, shape) of each canonical tensor of a weight, without one.
+
+    Args:
+        kernel: "2:4", "csr" or "bitmask".
+        shape: (N, K) of the dense weight.
+        dtype: Of the kept weights.
+        nnz: How many are kept; means nothing for "2:4".
+    """
+    check_format(kernel, "tensor_specs")
+    N, K = shape
+    if kernel == "2:4":
+        G = -(-K // 4)
+        return {"values": (dtype, [N, 2 * G]), "meta": (torch.uint8, [N, -(-G // 2)])}
+    values = {"values": (dtype, [nnz])}
+    if kernel == "bitmask":
+        return values | {"bitmask": (torch.uint8, [N, -(-K // 8)])}
+    return values | {
+        "col_indices": (column_type(K), [nnz]),
+        "crow_indices": (row_pointer_type(nnz), [N + 1]),
+    }
 
 
 def from_tensors(kernel: str, tensors: dict[str, Tensor], shape: tuple[int, int]) -> Canonical:
@@ -335,10 +363,8 @@ def _decompress_sparse24(c: Sparse24) -> Tensor:
 
 
 def _validate_sparse24(c: Sparse24, who: _Who) -> None:
-    N, K = c.shape
+    K = c.shape[1]
     G = -(-K // 4)
-    who.check_tensor("values", c.values, c.dtype, [N, 2 * G])
-    who.check_tensor("meta", c.meta, torch.uint8, [N, -(-G // 2)])
     nibbles = nibbles_of(c.meta, 2 * c.meta.shape[1])
     bad = ~_VALID_NIBBLE.to(c.device)[nibbles.long()]
     if bad.any():
@@ -410,11 +436,8 @@ def compress_csr(weight: Tensor) -> CSR:
 
 
 def _validate_csr(c: CSR, who: _Who) -> None:
-    N, K = c.shape
+    K = c.shape[1]
     nnz = c.values.numel()
-    who.check_tensor("values", c.values, c.dtype, [nnz])
-    who.check_tensor("col_indices", c.col_indices, column_type(K), [nnz])
-    who.check_tensor("crow_indices", c.crow_indices, row_pointer_type(nnz), [N + 1])
     crow = c.crow_indices.to(torch.int64)
     who.check(int(crow[0]) == 0, "crow_indices", "start with 0", int(crow[0]))
     who.check(int(crow[-1]) == nnz, "crow_indices", f"end with nnz = {nnz}", int(crow[-1]))
@@ -470,10 +493,8 @@ def _unpack_bits(bits: Tensor, K: int) -> Tensor:
 
 
 def _validate_bitmask(c: Bitmask, who: _Who) -> None:
-    N, K = c.shape
+    K = c.shape[1]
     nnz = c.values.numel()
-    who.check_tensor("values", c.values, c.dtype, [nnz])
-    who.check_tensor("bitmask", c.bitmask, torch.uint8, [N, -(-K // 8)])
     if K % 8:
         tail = c.bitmask[:, -1] >> K % 8
         who.check(

@@ -24,6 +24,7 @@ class SparseLinear(nn.Module):
         out_features: N.
         kernel: "2:4", "csr" or "bitmask".
         layout: The variant that runs, e.g. "avx2".
+        nnz: How many values are stored, for "2:4" two of every four.
         bias: Parameter [N] or None.
     """
 
@@ -143,6 +144,7 @@ class SparseLinear(nn.Module):
         check_runs(canonical.stem, layout, canonical.device, canonical.dtype, "SparseLinear")
         op = op_for(canonical.stem, layout, "SparseLinear")
         packed = pack(canonical, layout)
+        self.nnz = canonical.values.numel()
         self._packed, self._op, self._tensors = packed, op, packed.tensors
         # As buffers they count in get_memory_footprint() and the like; files hold canonical
         # tensors.

@@ -115,6 +115,7 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
     for name, fake in (
         *((f"sparse24_unpack_{layout}", _fake_sparse24_unpack) for layout in PANEL_LAYOUTS),
         ("sparse24_decompress", _fake_decompress),
+        ("bitmask_decompress_sm80", _fake_bitmask_decompress),
         ("sparse24_decompress_triton", _fake_decompress),
         ("sparse24_compress_triton", _fake_sparse24_compress),
         ("csr_grad_simt", _fake_csr_grad),
@@ -135,6 +136,10 @@ def _fake_sparse24_unpack(values, meta, out_features, in_features):
 
 
 def _fake_decompress(values, meta, out_features, in_features):
+    return values.new_empty((out_features, in_features))
+
+
+def _fake_bitmask_decompress(values, bitmask, offsets, out_features, in_features):
     return values.new_empty((out_features, in_features))
 
 
@@ -244,6 +249,8 @@ def _dense(packed: Packed) -> Tensor:
     is_24 = packed.stem == "sparse24"
     if is_24 and packed.layout == "triton":
         return torch.ops.prunekern.sparse24_decompress_triton(*packed.tensors, *packed.shape)
+    if packed.stem == "bitmask" and packed.layout == "sm80":
+        return torch.ops.prunekern.bitmask_decompress_sm80(*packed.tensors, *packed.shape)
     c = unpack(packed)
     if is_24 and packed.layout in PANEL_LAYOUTS and c.device.type == "cuda":
         return torch.ops.prunekern.sparse24_decompress(c.values, c.meta, *c.shape)

@@ -14,6 +14,7 @@ from prunekern import formats
 from prunekern.layouts import check_layout, why_reference
 from prunekern.nn import SparseLinear, count_broken_groups
 from prunekern.ops import check_runs, facts_of
+from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
 
 
@@ -100,7 +101,8 @@ def replace_linears(
     """Swaps Linear layers for SparseLinear ones, in place.
 
     Every check is made before the first layer is touched. Then layer after layer is compressed and
-    its dense weight freed, so that memory never holds more than one layer twice.
+    its dense weight freed, so that memory never holds more than one layer twice. Masks of
+    torch.nn.utils.prune are made permanent: what they prune is left out.
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
@@ -138,12 +140,12 @@ def replace_linears(
         if id(linear) not in swapped:
             swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
         sparse, row = swapped[id(linear)]
-        _set_module(model, name, sparse)
+        set_module(model, name, sparse)
         layers.append(row if row.name == name else _shared(row, name))
         if linear in matched.values():
             continue  # under a second name: its id must not be given to another layer yet
         del linear
-    _release_memory()
+    release_memory()
     report = ReplaceReport(tuple(layers))
     _warn(report, kernel)
     return report
@@ -177,8 +179,9 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
         size = linear.weight.numel() * linear.weight.element_size()
         shape = tuple(linear.weight.shape)
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
-        _move_hooks(sparse, linear)
-        _set_module(model, name, linear)
+        move_hooks(sparse, linear)
+        set_module(model, name, linear)
+    _forget_quantizer(model)
     return ReplaceReport(tuple(layers))
 
 
@@ -207,13 +210,8 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
             f"{who} must be dense, got a SparseLinear ({module.kernel}); "
             "call prunekern.restore_linears(model) first"
         )
-    if hasattr(module, "weight_orig"):
-        raise ValueError(
-            f"{who} must have a plain weight, got one masked by torch.nn.utils.prune; "
-            "call torch.nn.utils.prune.remove(module, 'weight') first"
-        )
-    weight = module.weight
-    formats.check_weight(weight, who)
+    formats.check_weight(module.weight, who)
+    weight = masked_weight(module)
     if not torch.isfinite(weight).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise ValueError(f"{who} must have finite weights, got {bad} NaN or infinite")
@@ -235,10 +233,11 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
 def _swap(
     name: str, linear: nn.Linear, kernel: str, layout: str | None, prune: bool
 ) -> tuple[SparseLinear, ReplacedLayer]:
+    fold_masks(linear)
     weight = linear.weight.detach()
     before = weight.numel() * weight.element_size()
     sparse = SparseLinear.from_linear(linear, kernel, layout, prune)
-    _move_hooks(linear, sparse)
+    move_hooks(linear, sparse)
     kept = sparse.canonical().values
     energy_kept = 1.0
     if kept.count_nonzero() < weight.count_nonzero():
@@ -264,12 +263,14 @@ def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:
     return replace(row, name=name, bytes_before=0, bytes_after=0)
 
 
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the one of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _move_hooks(source: nn.Module, target: nn.Module) -> None:
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target` the hooks that were registered on `source`."""
     for hooks in (
         "_forward_hooks",
         "_forward_hooks_with_kwargs",
@@ -282,7 +283,18 @@ def _move_hooks(source: nn.Module, target: nn.Module) -> None:
         getattr(target, hooks).update(getattr(source, hooks))
 
 
-def _release_memory() -> None:
+def _forget_quantizer(model: nn.Module) -> None:
+    """Makes transformers save a model that was loaded sparse as the dense one that it is now.
+
+    Not one with layers of different sizes, which needs the quantizer to be loaded again.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    if method == "prunekern" and not getattr(model.config, "prunekern", None):
+        quantizer.remove_quantization_config(model)
+
+
+def release_memory() -> None:
     """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

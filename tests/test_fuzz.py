@@ -19,6 +19,13 @@ def test_corruptions_are_refused_or_computed_right():
     assert "300 corruptions" in out.stdout
 
 
+def test_damaged_folders_are_refused_or_loaded_as_they_are():
+    run = [sys.executable, str(SCRIPT.with_name("corrupt_checkpoint.py")), "100", "7"]
+    out = subprocess.run(run, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "100 damages" in out.stdout
+
+
 @pytest.mark.slow
 def test_two_thousand_corruptions_under_sanitizers(tmp_path):
     """Builds the extension with both sanitizers beside a copy of the package and runs there."""
@@ -48,9 +55,13 @@ def test_two_thousand_corruptions_under_sanitizers(tmp_path):
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONPATH": str(tmp_path),
     }
-    out = subprocess.run(
-        [sys.executable, str(SCRIPT), "2000", "1"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert out.returncode == 0, out.stderr[-4000:]
-    assert "2000 corruptions" in out.stdout and "sanitized: True" in out.stdout
+    for script, wanted in (
+        (SCRIPT, "2000 corruptions"),
+        (SCRIPT.with_name("corrupt_checkpoint.py"), "2000 damages"),
+    ):
+        out = subprocess.run(
+            [sys.executable, str(script), "2000", "1"],
+            env=environment, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert out.returncode == 0, out.stderr[-4000:]
+        assert wanted in out.stdout and "sanitized: True" in out.stdout

@@ -21,6 +21,28 @@ __device__ __forceinline__ void add(float4& a, const float4& b) {
     a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w;
 }
 
+// Adds the sums of a block's warps, in their order; thread i has what lane i % 32 held of tile i /
+// 32 and, from there on, every kWarps-th tile.
+template <int kWarps, int kTiles>
+__device__ __forceinline__ void add_warps(const float (&acc)[kTiles][4],
+                                          float4 (&sums)[kTiles / kWarps], float4* smem) {
+    constexpr int kLanes = 32, kThreads = kWarps * kLanes;
+    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+    __syncthreads();  // the sums before these are read
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i)
+        smem[(warp * kTiles + i) * kLanes + lane] =
+            make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTiles / kWarps; ++i) {
+        const float4* tile = smem + i * kThreads + threadIdx.x;
+        sums[i] = tile[0];
+#pragma unroll
+        for (int w = 1; w < kWarps; ++w) add(sums[i], tile[w * kTiles * kLanes]);
+    }
+}
+
 // The threads that hold a block's part: all of it, or some warps.
 template <int kCount>
 struct WholeBlock {

@@ -36,6 +36,22 @@ cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_prepare_sm90a();
 cudaError_t sparse24_linear_sm90a(const CudaProblem&, const PanelWeight&);
 
+// As cuda/bitmask_fragments.h draws it.
+struct BitmaskPanels {
+    const void* values;
+    const int32_t* bitmask;
+    const int32_t* offsets;
+};
+
+// As for 2:4; prepare once a device, before its first launch.
+int64_t bitmask_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+cudaError_t bitmask_prepare_sm80();
+cudaError_t bitmask_linear_sm80(const CudaProblem&, const BitmaskPanels&);
+
+// dense [N, K] of 16-bit elements, whatever their type; every element is written.
+cudaError_t bitmask_decompress(const BitmaskPanels&, int64_t N, int64_t K, void* dense,
+                               cudaStream_t);
+
 // A CSR weight as cuda/csr_simt.h names its parts.
 struct CsrTiles {
     const void* values;

@@ -89,6 +89,33 @@ __device__ __forceinline__ uint4 load_shared_by_many(const void* p) {
     return v;
 }
 
+// ld.global.nc, 8 bytes: as above.
+__device__ __forceinline__ uint2 load_pair_shared_by_many(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
+// cp.async.cg: 16 bytes from global to shared memory that leave L2 first, if left > kIndex.
+template <int kTo, int kFrom, int kIndex>
+__device__ __forceinline__ void copy_streaming_if(uint32_t to, const void* from, int left,
+                                                  uint64_t policy) {
+    asm volatile("{\n.reg .pred exists;\nsetp.gt.s32 exists, %2, %6;\n"
+                 "@exists cp.async.cg.shared.global.L2::cache_hint [%0 + %4], [%1 + %5], 16, %3;"
+                 "\n}" ::"r"(to),
+                 "l"(from), "r"(left), "l"(policy), "n"(kTo), "n"(kFrom), "n"(kIndex)
+                 : "memory");
+}
+
+// The same for what other blocks read as well.
+template <int kTo, int kFrom, int kIndex>
+__device__ __forceinline__ void copy_if(uint32_t to, const void* from, int left) {
+    asm volatile("{\n.reg .pred exists;\nsetp.gt.s32 exists, %2, %5;\n"
+                 "@exists cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16;\n}" ::"r"(to),
+                 "l"(from), "r"(left), "n"(kTo), "n"(kFrom), "n"(kIndex)
+                 : "memory");
+}
+
 // cp.async.cg: 16 bytes from global to shared memory, of which the first `bytes` are read and the
 // rest zero.
 template <int kTo, int kFrom>
@@ -104,6 +131,71 @@ __device__ __forceinline__ void commit_copies() {
 template <int kNewest>
 __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+}
+
+// ld.shared: the 16 bits at p + kOffset, above them zeros.
+template <int kOffset>
+__device__ __forceinline__ uint32_t load_half(uint32_t p) {
+    uint32_t v;
+    asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=r"(v) : "r"(p), "n"(kOffset) : "memory");
+    return v;
+}
+
+// ld.shared: the 16 bytes at p + kOffset.
+template <int kOffset>
+__device__ __forceinline__ uint4 load_quad(uint32_t p) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(p), "n"(kOffset)
+                 : "memory");
+    return v;
+}
+
+// shfl.sync.down: adds to `sum` that of the lane kDistance above, where there is one.
+template <int kDistance>
+__device__ __forceinline__ void add_from_above(uint32_t& sum) {
+    asm volatile("{\n.reg .pred exists;\n.reg .u32 above;\n"
+                 "shfl.sync.down.b32 above|exists, %0, %1, 31, -1;\n"
+                 "@exists add.u32 %0, %0, above;\n}"
+                 : "+r"(sum)
+                 : "n"(kDistance));
+}
+
+// dp4a: c + the sum of the bytes of a, unsigned, times those of kFactors, signed.
+template <uint32_t kFactors>
+__device__ __forceinline__ uint32_t dot_bytes(uint32_t a, uint32_t c) {
+    uint32_t sum;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "n"(kFactors), "r"(c));
+    return sum;
+}
+
+// shfl.sync.idx: what lane kLane has.
+template <int kLane>
+__device__ __forceinline__ uint32_t broadcast(uint32_t v) {
+    uint32_t out;
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, -1;" : "=r"(out) : "r"(v), "n"(kLane));
+    return out;
+}
+
+// prmt: nibble i of the selector names the byte of a (0 to 3) or b (4 to 7) that becomes byte i.
+template <uint32_t kSelector>
+__device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b) {
+    uint32_t v;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "n"(kSelector));
+    return v;
+}
+__device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t v;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(selector));
+    return v;
+}
+// The same of a constant.
+template <uint32_t kTable>
+__device__ __forceinline__ uint32_t look_up(uint32_t selector) {
+    uint32_t v;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(v) : "n"(kTable), "r"(selector));
+    return v;
 }
 
 // ldmatrix: four 8 x 8 matrices of 16-bit elements, their rows at the lanes' addresses + kOffset.
@@ -123,6 +215,19 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t v) {
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
     return out;
 }
+
+// mma.m16n8k16: d[16, 8] += a[16, 16] b[16, 8], fp32 sums.
+#define MMA(Element, type)                                                                       \
+    __device__ __forceinline__ void mma(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1, \
+                                        Element) {                                               \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "              \
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));                \
+    }
+MMA(__half, "f16")
+MMA(__nv_bfloat16, "bf16")
+#undef MMA
 
 // mma.sp::ordered_metadata.m16n8k32: d[16, 8] += a[16, 32] b[32, 8], a 2:4 sparse along its rows
 // (stored 16 x 16), fp32 sums. kSelector: the pair of lanes in each quad that gives the metadata.

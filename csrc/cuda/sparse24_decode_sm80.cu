@@ -148,27 +148,6 @@ struct Warp {
     }
 };
 
-// Adds the warps' sums, in their order; thread i has what lane i % 32 held of tile i / 32 and, from
-// there on, every kWarps-th tile.
-template <int kTiles>
-__device__ void add_warps(const float (&acc)[kTiles][4], float4 (&sums)[kTiles / kWarps],
-                          float4* smem) {
-    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    __syncthreads();  // the sums before these are read
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-        smem[(warp * kTiles + i) * kLanes + lane] =
-            make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kTiles / kWarps; ++i) {
-        const float4* tile = smem + i * kThreads + threadIdx.x;
-        sums[i] = tile[0];
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w) add(sums[i], tile[w * kTiles * kLanes]);
-    }
-}
-
 template <class Element, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
     sparse24_decode_sm80_kernel(const __grid_constant__ Decode p) {
@@ -183,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
         warp.multiply(p, panel, (column + warp.warp) * kColumns,
                       (length - warp.warp + kWarps - 1) / kWarps);
         float4 sums[kTiles / kWarps];
-        add_warps(reinterpret_cast<float (&)[kTiles][4]>(warp.acc), sums, smem_sums);
+        add_warps<kWarps>(reinterpret_cast<float (&)[kTiles][4]>(warp.acc), sums, smem_sums);
         if (!combine<WholeBlock<kThreads>>(sums, p.stripes, row_group, p.workspace)) return;
 #pragma unroll
         for (int i = 0; i < kTiles / kWarps; ++i) {

@@ -12,6 +12,15 @@ triton: tiles of 32 rows x 128 columns, T = ceil(N / 32), C = ceil(K / 128)
     bitmask int32     [T, C, 128]       byte b (row by row) of a tile: byte b // 128 of word
                                         b % 128, bits as in the canonical form
     offsets int32     [TC+1]            where each tile starts, in units of 16 values
+sm80: panels of 64 x 64, R = ceil(N / 64), C = ceil(K / 64), four tiles of 16 rows each; lane
+4 g + t of a tile has columns 16 t .. 16 t + 15 of rows g and g + 8, in eight nibbles of two
+columns, as csrc/cuda/bitmask_fragments.h draws them
+    bitmask int32     [R, C, 32 lanes, 4 tiles]   bits 4f..4f+3 of a word: columns 2f, 2f + 1 of row
+                                        g, then of row g + 8
+    values            [R, C, 4 tiles, 8 nibbles]: the lanes' row g backwards, from the last column
+                      of lane 31 to the first of lane 0, then their row g + 8 forwards; each tile
+                      +0 up to a multiple of 8
+    offsets int32     [4RC+1]           where each tile starts, in units of 8 values
 """
 
 from __future__ import annotations
@@ -28,6 +37,9 @@ BITMASK_CHUNK = 64
 # Of the layout "triton".
 BITMASK_TILE = (32, 128)
 BITMASK_UNIT = 16
+# Of the layout "sm80".
+PANEL = 64
+PANEL_UNIT = 8
 
 
 def _row_starts(bitmask: Tensor) -> Tensor:
@@ -60,6 +72,8 @@ def pack(c: Bitmask, layout: str) -> tuple[Tensor, Tensor, Tensor]:
         return c.values, c.bitmask, _row_starts(c.bitmask)
     if layout == "triton":
         return _pack_tiles(c)
+    if layout == "sm80":
+        return _pack_panels(c)
     N, K = c.shape
     T, C = -(-N // BITMASK_TILE_ROWS), -(-K // BITMASK_CHUNK)
     padded = pad(c.bitmask, (0, 8 * C - c.bitmask.shape[1], 0, T * BITMASK_TILE_ROWS - N))
@@ -88,6 +102,8 @@ def unpack(packed: Packed) -> Bitmask:
         return Bitmask(values=values, bitmask=words, shape=packed.shape)
     if packed.layout == "triton":
         return _unpack_tiles(packed)
+    if packed.layout == "sm80":
+        return _unpack_panels(packed)
     N, K = packed.shape
     T, C, rows = words.shape
     canonical = values.new_empty(values.numel() - PADDING)
@@ -98,12 +114,16 @@ def unpack(packed: Packed) -> Bitmask:
     )
 
 
-def _slots_of_tiles(kept: Tensor) -> tuple[Tensor, Tensor]:
-    """(for each value in the order of tiles, its place among padded ones; offsets)."""
-    counts = kept.sum((2, 3)).flatten()
-    units = pad((-(-counts // BITMASK_UNIT)).cumsum(0), (1, 0))
-    gaps = units[:-1] * BITMASK_UNIT - (counts.cumsum(0) - counts)
-    values = torch.arange(int(counts.sum()), device=kept.device)
+def _slots_of_tiles(counts: Tensor, unit: int) -> tuple[Tensor, Tensor]:
+    """(for each value in the order of tiles, its place among padded ones; offsets in units).
+
+    Args:
+        counts: [tiles] of kept values.
+        unit: Of values, that each tile is padded to a multiple of.
+    """
+    units = pad((-(-counts // unit)).cumsum(0), (1, 0))
+    gaps = units[:-1] * unit - (counts.cumsum(0) - counts)
+    values = torch.arange(int(counts.sum()), device=counts.device)
     return values + gaps.repeat_interleave(counts), units.to(torch.int32)
 
 
@@ -114,7 +134,7 @@ def _pack_tiles(c: Bitmask) -> tuple[Tensor, Tensor, Tensor]:
     padded = pad(c.bitmask, (0, C * columns // 8 - c.bitmask.shape[1], 0, T * rows - N))
     tiles = padded.view(T, rows, C, columns // 8).transpose(1, 2)
     kept = _bits(tiles, 8).flatten(3)
-    slots, offsets = _slots_of_tiles(kept)
+    slots, offsets = _slots_of_tiles(kept.sum((2, 3)).flatten(), BITMASK_UNIT)
     values = c.values.new_zeros(int(offsets[-1]) * BITMASK_UNIT)
     values[slots] = c.values[_canonical_order(kept)]
     words = tiles.reshape(T, C, 4, -1).transpose(2, 3).contiguous().view(torch.int32)
@@ -129,10 +149,60 @@ def _unpack_tiles(packed: Packed) -> Bitmask:
     quarters = words.view(torch.uint8).view(T, C, -1, 4).transpose(2, 3)
     tiles = quarters.reshape(T, C, rows, columns // 8)
     kept = _bits(tiles, 8).flatten(3)
-    slots, _ = _slots_of_tiles(kept)
+    slots, _ = _slots_of_tiles(kept.sum((2, 3)).flatten(), BITMASK_UNIT)
     canonical = values.new_empty(len(slots))
     canonical[_canonical_order(kept)] = values[slots]
     by_row = tiles.transpose(1, 2).reshape(T * rows, C * columns // 8)
     return Bitmask(
         values=canonical, bitmask=by_row[:N, : -(-K // 8)].contiguous(), shape=packed.shape
+    )
+
+
+# Canonical rows in panels, as axes: row group R, tile, half of it, its row g; column tile C,
+# quarter t, nibble f, and its column.
+_TO_WORDS = (0, 4, 3, 5, 1, 6, 2, 7)  # R, C, g, t, tile, f, half, column
+_TO_VALUES = (0, 4, 1, 6, 2, 3, 5, 7)  # R, C, tile, f, half, g, t, column
+
+
+def _order_of_values(t: Tensor) -> Tensor:
+    """Of [R, tile, half, g, C, t, f, column], as the layout "sm80" has them."""
+    upper, lower = t.permute(_TO_VALUES).flatten(5).unbind(4)
+    return torch.stack([upper.flip(-1), lower], 4)
+
+
+def _order_and_slots(kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(for each value in packed order its index in canonical order; its place; offsets)."""
+    index = torch.zeros(kept.shape, dtype=torch.int64, device=kept.device)
+    index[kept] = torch.arange(int(kept.sum()), device=kept.device)
+    ordered = _order_of_values(kept)
+    slots, offsets = _slots_of_tiles(ordered.flatten(3).sum(-1).flatten(), PANEL_UNIT)
+    return _order_of_values(index)[ordered], slots, offsets
+
+
+def _pack_panels(c: Bitmask) -> tuple[Tensor, Tensor, Tensor]:
+    N, K = c.shape
+    R, C = -(-N // PANEL), -(-K // PANEL)
+    padded = pad(c.bitmask, (0, 8 * C - c.bitmask.shape[1], 0, R * PANEL - N))
+    kept = _bits(padded, 8).view(R, 4, 2, 8, C, 4, 8, 2)
+    order, slots, offsets = _order_and_slots(kept)
+    values = c.values.new_zeros(int(offsets[-1]) * PANEL_UNIT)
+    values[slots] = c.values[order]
+    bits = torch.arange(32, device=kept.device)
+    words = (kept.permute(_TO_WORDS).reshape(R, C, 32, 4, 32).long() << bits).sum(-1)
+    return values, words.to(torch.int32), offsets  # wraps at 2^31: the bits count
+
+
+def _unpack_panels(packed: Packed) -> Bitmask:
+    values, words, _ = packed.tensors
+    N, K = packed.shape
+    R, C = words.shape[:2]
+    back = tuple(sorted(range(8), key=_TO_WORDS.__getitem__))
+    kept = _bits(words, 32).view(R, C, 8, 4, 4, 8, 2, 2).permute(back).contiguous()
+    order, slots, _ = _order_and_slots(kept)
+    canonical = values.new_empty(len(slots))
+    canonical[order] = values[slots]
+    weights = 1 << torch.arange(8, device=kept.device)
+    rows = (kept.view(R * PANEL, 8 * C, 8) * weights).sum(-1).to(torch.uint8)
+    return Bitmask(
+        values=canonical, bitmask=rows[:N, : -(-K // 8)].contiguous(), shape=packed.shape
     )

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+_X86 = ("amx", "avx512bf16", "avx512", "avx2")
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": (
-        *("sm90a", "sm80"),
-        *("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
-    ),
-    "bitmask": ("amx", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "sparse24": ("sm90a", "sm80", *_X86, "scalar", "triton", "reference"),
+    "bitmask": ("sm80", *_X86, "scalar", "triton", "reference"),
     "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")

@@ -1,4 +1,4 @@
-"""The command line, thin over the Python API: python -m prunekern compare | hardware."""
+"""prunekern compare: the main job."""
 
 from __future__ import annotations
 
@@ -8,26 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-app = typer.Typer(
-    help="Prunes Llama-style models and runs what is left on sparse kernels.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from prunekern.cli.common import Json, Model, Targets, split, targets_of
 
 
-def _list(value: str) -> list[str]:
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-@app.command()
 def compare(
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub name; SmolLM2-135M-Instruct if left out.")
-    ] = None,
-    targets: Annotated[
-        str, typer.Option(help='Names, suffixes, "re:..." by commas, or "all-linear".')
-    ] = "q_proj,v_proj",
+    model: Model = None,
+    targets: Targets = "q_proj,v_proj",
     sparsity: Annotated[float, typer.Option(help="Of unstructured patterns, in [0, 1).")] = 0.5,
     patterns: Annotated[
         str, typer.Option(help='"unstructured" and "N:M" (N of M kept), by commas.')
@@ -51,23 +37,29 @@ def compare(
             help="Share of heads and of MLP channels removed for good, in rows of theirs."
         ),
     ] = 0.0,
+    as_json: Json = False,
 ) -> None:
-    """Prune a model in several ways; compare speed, memory and perplexity with dense."""
+    """Prune a model in several ways; compare speed, memory and perplexity with dense.
+
+    Example: prunekern compare --targets all-linear --dtype bfloat16
+    """
     from prunekern.compare import compare as run
 
-    names = _list(targets)
     result = run(
         model,
-        targets="all-linear" if names == ["all-linear"] else names,
+        targets=targets_of(targets),
         sparsity=sparsity,
-        patterns=_list(patterns),
-        dtype=_list(dtype),
+        patterns=split(patterns),
+        dtype=split(dtype),
         threads=threads,
         text=text,
         out=out,
         rounds=rounds,
         structured=structured,
     )
+    if as_json:
+        typer.echo((out / "compare.json").read_text())
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -78,28 +70,3 @@ def compare(
     console.print(
         f"\nwritten: {', '.join(str(out / f'compare.{e}') for e in ('json', 'md', 'html'))}"
     )
-
-
-@app.command()
-def hardware(
-    measure: Annotated[
-        bool, typer.Option(help="Time a layer of each kind beside a dense one: half a minute.")
-    ] = True,
-) -> None:
-    """What this machine accelerates, what was built, and why not more."""
-    from prunekern.acceleration import acceleration
-    from prunekern.hardware import hardware as find
-
-    print(find())
-    if measure:
-        print()
-        print(acceleration())
-
-
-def main() -> None:
-    """Runs the command; wrong input ends in one line and exit code 2, not in a traceback."""
-    try:
-        app()
-    except ValueError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, markup=True)
-        raise SystemExit(2) from None

@@ -1,0 +1,101 @@
+"""prunekern prune: a model in, a smaller checkpoint out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekern.cli.common import Json, Model, Targets, load, progress_bar, show, targets_of
+
+
+def prune(
+    out: Annotated[Path, typer.Argument(help="New folder; from_pretrained reads it.")],
+    model: Model = None,
+    pattern: Annotated[str, typer.Option(help='"N:M" (N of M kept) or "unstructured".')] = "2:4",
+    method: Annotated[
+        str, typer.Option(help="magnitude, random, wanda, ria, sparsegpt, taylor.")
+    ] = "magnitude",
+    sparsity: Annotated[
+        float | None, typer.Option(help="Of unstructured, in [0, 1); 0.5 if left out.")
+    ] = None,
+    targets: Targets = "q_proj,v_proj",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text file, for methods that need one; Python's own documentation."),
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Of calibration text; 128 if left out, 48 of the default.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens of each.")] = None,
+    kernel: Annotated[
+        str,
+        typer.Option(help='How to store it: "2:4", "bitmask", "csr", "dense" (with zeros).'),
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "bfloat16",
+    state: Annotated[
+        Path | None, typer.Option(help="Folder from which a stopped run goes on.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a model and save what is left, compressed.
+
+    Example: prunekern prune out --method sparsegpt --targets all-linear --calibration text.txt
+    """
+    from prunekern import prune as run
+    from prunekern import replace_linears, save_pretrained
+    from prunekern.pruning import METHODS
+
+    stored = storage_of(kernel, pattern, sparsity)
+    loaded, tokenizer = load(model, dtype, "prune")
+    options = {}
+    if method in METHODS and METHODS[method].needs != "weights":
+        text, count, size = calibration_of(calibration, windows, window)
+        options = {"calibration": text, "windows": count, "window": size, "tokenizer": tokenizer}
+    with progress_bar("pruning", as_json) as told:
+        report = run(
+            loaded,
+            pattern=pattern,
+            method=method,
+            sparsity=sparsity,
+            targets=targets_of(targets),
+            state=state,
+            progress=lambda share, _: told(share),
+            **options,
+        )
+    if stored != "dense":
+        replace_linears(loaded, kernel=stored, targets=[layer.name for layer in report.layers])
+    saved = save_pretrained(loaded, out, dense=stored == "dense")
+    tokenizer.save_pretrained(out)
+    show({"pruned": report, "saved": saved} if as_json else f"{report}\n{saved}", as_json)
+
+
+def storage_of(kernel: str, pattern: str, sparsity: float | None) -> str:
+    """The format that a pattern is best stored in, unless one is named.
+
+    Raises:
+        ValueError: There is no such format.
+    """
+    from prunekern.formats import FORMATS
+
+    known = ("auto", "dense", *FORMATS)
+    if kernel not in known:
+        raise ValueError(f"prune: kernel must be one of {', '.join(known)}, got {kernel!r}")
+    if kernel != "auto":
+        return kernel
+    if pattern == "2:4":
+        return "2:4"
+    # bytes: a bitmask has one bit a weight, csr 16 a kept one
+    return "csr" if (0.5 if sparsity is None else sparsity) > 0.9 else "bitmask"
+
+
+def calibration_of(
+    path: Path | None, windows: int | None, window: int | None
+) -> tuple[Path | list[str], int | None, int | None]:
+    """(text, windows, tokens of each); of the default text those that `compare` does not judge."""
+    if path is not None:
+        return path, windows, window
+    from prunekern.compare.text import WINDOW, default_text
+
+    return [default_text()], windows or 48, window or WINDOW
