@@ -3,7 +3,7 @@
 Reading order by variant:
 
 reference, scalar   canonical values and bitmask; offsets int64 [N+1]: where each row starts
-avx2, avx512, avx512bf16: tiles of 4 rows, chunks of 64 columns, T = ceil(N/4), C = ceil(K/64)
+avx2, avx512, avx512bf16, amx: tiles of 4 rows, chunks of 64 columns, T = ceil(N/4), C = ceil(K/64)
     bitmask int64     [T, C, 4]         bit j of word t, c, r: weight (4t + r, 64c + j) is kept
     values            in the order of those bits, then 64 zeros: kernels read whole vectors
     offsets int64     [T+1]             where each tile starts
