@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import pytest
 import torch
 from conftest import bits
@@ -127,12 +126,25 @@ def test_values_keep_their_bits(kernel):
 
 def test_rows_that_start_at_odd_addresses(kernel):
     """Whole panels, but no pair of bytes that starts at a multiple of two."""
-    c = compress(random_weight("bitmask", 65, 128, torch.float16), "bitmask")
-    moved = np.zeros(c.bitmask.numel() + 1, np.uint8)
-    moved[1:] = c.bitmask.flatten()
-    shifted = torch.from_numpy(moved)[1:].view(c.bitmask.shape)
-    assert shifted.data_ptr() % 2
-    check(kernel, Bitmask(values=c.values, bitmask=shifted, shape=c.shape), "odd")
+    N, K = 65, 128
+    c = compress(random_weight("bitmask", N, K, torch.float16), "bitmask")
+    _, words, offsets = pack_reference(c, "sm80").tensors
+    given = torch.nn.functional.pad(c.bitmask.flatten(), (1, 0))
+    found = {
+        "words": poisoned(words.shape, torch.int32),
+        "units": poisoned(offsets.shape, torch.int32),
+        "counts": poisoned((N, K // 64), torch.int32),
+        "rows": poisoned(given.shape, torch.uint8),
+    }
+    memory = {"given": given, **found}
+    at = kernel.modules[0].addresses(memory)
+    kernel.run("prunekern::bitmask_pack_words",
+               [at["given"] + 1, N, K, "words", "units", "counts", None], memory)  # fmt: skip
+    assert torch.equal(found["words"], words)
+    assert torch.equal(found["units"].cumsum(0), offsets)
+    kernel.run("prunekern::bitmask_unpack_words",
+               ["words", N, K, at["rows"] + 1, "counts", None], memory)  # fmt: skip
+    assert found["rows"][0] == POISON and torch.equal(found["rows"][1:], given[1:])
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
