@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench gpu emulated emulation-report lint format clean
+.PHONY: compare test test-all bench recovery gpu emulated emulation-report lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -25,6 +25,10 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
+
+# What pruning takes and training gives back, on the default model: hours; stop it and go on at will.
+recovery: $(VENV)/.package
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/recovery.py $(ARGS)
 
 # On a machine with a GPU: builds for it, checks every op on it, measures. In the Python that is there,
 # as such machines often have no registry.
@@ -67,7 +71,7 @@ $(VENV)/.package: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) pytest pytest-xdist pytest-benchmark hypothesis ml_dtypes triton
+	$(PIP) pytest pytest-xdist pytest-benchmark hypothesis ml_dtypes triton peft
 	$(PIP) --no-deps nvidia-cutlass==4.2.0.0
 	ls "$$CUDA_HOME/bin/nvcc" /usr/local/cuda*/bin/nvcc 2>/dev/null | grep -q . \
 		|| command -v nvcc >/dev/null \

@@ -47,11 +47,13 @@ void sparse24_linear_scalar(const Problem&, const Sparse24Weight&);
 void sparse24_linear_avx2(const Problem&, const Sparse24Weight&);
 void sparse24_linear_avx512(const Problem&, const Sparse24Weight&);
 void sparse24_linear_avx512bf16(const Problem&, const Sparse24Weight&);
+void sparse24_linear_amx(const Problem&, const Sparse24Weight&);
 
 void bitmask_linear_scalar(const Problem&, const BitmaskWeight&);
 void bitmask_linear_avx2(const Problem&, const BitmaskWeight&);
 void bitmask_linear_avx512(const Problem&, const BitmaskWeight&);
 void bitmask_linear_avx512bf16(const Problem&, const BitmaskWeight&);
+void bitmask_linear_amx(const Problem&, const BitmaskWeight&);
 
 void csr_linear_scalar(const Problem&, const CsrWeight&);
 void csr_linear_avx2(const Problem&, const CsrWeight&);
@@ -60,14 +62,14 @@ void csr_linear_avx512(const Problem&, const CsrWeight&);
 // Packing: canonical tensors of one weight to the order that a kernel reads. Outputs are allocated
 // by the caller with the sizes of prunekern/layouts and written whole, padding included.
 
-// kTileRows rows side by side: 8 (avx2) or 16 (avx512, avx512bf16).
+// kTileRows rows side by side: 8 (avx2) or 16 (all others).
 struct Sparse24Pack {
     const void* values;   // [N, 2G]
     const uint8_t* meta;  // [N, ceil(G/2)]
     int64_t N, K;
     DType dtype;
     int64_t tile_rows;
-    bool pair_codes;  // avx512bf16: one of six pairs instead of two positions
+    bool pair_codes;  // avx512bf16, amx: one of six pairs instead of two positions
     void* packed_values;
     int32_t* packed_meta;
     ParallelFor parallel_for;

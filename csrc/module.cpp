@@ -21,6 +21,7 @@ py::dict build_info() {
     info["torch"] = PRUNEKERN_TORCH;
     info["variants"] = py::str(PRUNEKERN_VARIANTS).attr("split")();
     info["sanitized"] = static_cast<bool>(PRUNEKERN_SANITIZED);
+    info["amx"] = static_cast<bool>(PRUNEKERN_AMX);
     info["cuda"] = static_cast<bool>(PRUNEKERN_CUDA);
     info["cuda_status"] = PRUNEKERN_CUDA_STATUS;
     info["cuda_architectures"] = py::str(PRUNEKERN_CUDA_ARCHITECTURES).attr("split")();
@@ -32,7 +33,7 @@ py::dict cpu_features() {
 #if defined(__x86_64__)
     using prunekern::Isa;
     __builtin_cpu_init();
-#define PRUNEKERN_FEATURE(name, isa) features[#name] = __builtin_cpu_supports(#name) != 0;
+#define PRUNEKERN_FEATURE(name, isa) features[name] = __builtin_cpu_supports(name) != 0;
     PRUNEKERN_NEEDED_FEATURES(PRUNEKERN_FEATURE)
 #undef PRUNEKERN_FEATURE
 #endif
@@ -69,7 +70,7 @@ std::string cpu_name() {
 PYBIND11_MODULE(_C, m) {
     m.doc() = "What was built, and what this CPU can run.";
     m.def("build_info", &build_info,
-          "Compiler, torch version, variants, CUDA: with what and for what, or why not.");
+          "Compiler, torch version, variants, AMX, CUDA: with what and for what, or why not.");
     m.def("cpu_features", &cpu_features, "Instruction sets that CPU and system support, by name.");
     m.def("cpu_variants", &cpu_variants, "Variant -> instruction sets that it lacks here.");
     m.def("cpu_name", &cpu_name, "The processor's own name.");

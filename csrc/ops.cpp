@@ -57,6 +57,12 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     PACK_BITMASK(avx512);
     PACK_BITMASK(avx512bf16);
 #endif
+#if PRUNEKERN_AMX
+    LINEAR24(amx);
+    LINEAR_BITMASK(amx);
+    PACK24(amx);
+    PACK_BITMASK(amx);
+#endif
 #if PRUNEKERN_CUDA
     LINEAR_CSR(simt);
     LINEAR24(sm80);
@@ -65,6 +71,9 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
           "-> Tensor");
     LINEAR_BITMASK(sm80);
+    PACK_BITMASK(sm80);
+    m.def("bitmask_unpack_sm80(Tensor values, Tensor bitmask, Tensor offsets, int out_features, "
+          "int in_features) -> (Tensor, Tensor)");
     m.def("bitmask_decompress_sm80(Tensor values, Tensor bitmask, Tensor offsets, "
           "int out_features, int in_features) -> Tensor");
 #endif
@@ -294,6 +303,10 @@ BITMASK(avx512bf16, Isa::kAvx512Bf16, 4, true);
 CSR(avx2, Isa::kAvx2);
 CSR(avx512, Isa::kAvx512);
 #endif
+#if PRUNEKERN_AMX
+SPARSE24(amx, Isa::kAmx, 16, true);
+BITMASK(amx, Isa::kAmx, 4, true);
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
 #define IMPL24(variant) \
@@ -324,6 +337,12 @@ STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
     IMPL_PACK_BITMASK(avx2);
     IMPL_PACK_BITMASK(avx512);
     IMPL_PACK_BITMASK(avx512bf16);
+#endif
+#if PRUNEKERN_AMX
+    IMPL24(amx);
+    IMPL_BITMASK(amx);
+    IMPL_PACK24(amx);
+    IMPL_PACK_BITMASK(amx);
 #endif
 }
 

@@ -100,6 +100,8 @@ inline Device check_weight(const char* op, const Tensor& values, int64_t N, int6
 inline Device check_16_bit_weight(const char* op, const Tensor& values, int64_t N, int64_t K) {
     if (dtype_of(op, "values", values) == DType::kFloat32)
         fail(op, "values", "be bfloat16 or float16", name_of(values.scalar_type()));
+    if (K > kMaxSize / 2)  // bytes of a row are counted in 32 bits
+        fail(op, "in_features", "be below 2^30 - 512", K);
     return check_weight(op, values, N, K);
 }
 

@@ -17,7 +17,8 @@ from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
 from prunekern.nn import SparseLinear
 from prunekern.ops import linear
-from prunekern.pruning import prune
+from prunekern.pruning import permute_channels, prune
+from prunekern.recovery import recover
 from prunekern.replace import replace_linears, restore_linears
 from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
 
@@ -37,7 +38,9 @@ __all__ = [
     "linear",
     "nbytes",
     "pack",
+    "permute_channels",
     "prune",
+    "recover",
     "remove_channels",
     "remove_heads",
     "remove_hidden",

@@ -24,6 +24,7 @@ from prunekern.layouts import (
     RIVALS,
     Facts,
     Packed,
+    bitmask,
     csr,
     device_of,
     layout_for,
@@ -116,6 +117,7 @@ def _register() -> dict[tuple[str, str], torch._ops.OpOverload]:
         *((f"sparse24_unpack_{layout}", _fake_sparse24_unpack) for layout in PANEL_LAYOUTS),
         ("sparse24_decompress", _fake_decompress),
         ("bitmask_decompress_sm80", _fake_bitmask_decompress),
+        ("bitmask_unpack_sm80", bitmask.fake_unpack),
         ("sparse24_decompress_triton", _fake_decompress),
         ("sparse24_compress_triton", _fake_sparse24_compress),
         ("csr_grad_simt", _fake_csr_grad),
@@ -249,10 +251,11 @@ def _dense(packed: Packed) -> Tensor:
     is_24 = packed.stem == "sparse24"
     if is_24 and packed.layout == "triton":
         return torch.ops.prunekern.sparse24_decompress_triton(*packed.tensors, *packed.shape)
-    if packed.stem == "bitmask" and packed.layout == "sm80":
+    on_gpu = packed.tensors[0].device.type == "cuda"
+    if (packed.stem, packed.layout) == ("bitmask", "sm80") and on_gpu:
         return torch.ops.prunekern.bitmask_decompress_sm80(*packed.tensors, *packed.shape)
     c = unpack(packed)
-    if is_24 and packed.layout in PANEL_LAYOUTS and c.device.type == "cuda":
+    if is_24 and packed.layout in PANEL_LAYOUTS and on_gpu:
         return torch.ops.prunekern.sparse24_decompress(c.values, c.meta, *c.shape)
     return decompress(c)
 

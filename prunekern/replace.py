@@ -14,6 +14,7 @@ from prunekern import formats
 from prunekern.layouts import check_layout, why_reference
 from prunekern.nn import SparseLinear, count_broken_groups
 from prunekern.ops import check_runs, facts_of
+from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
 
 
@@ -100,7 +101,8 @@ def replace_linears(
     """Swaps Linear layers for SparseLinear ones, in place.
 
     Every check is made before the first layer is touched. Then layer after layer is compressed and
-    its dense weight freed, so that memory never holds more than one layer twice.
+    its dense weight freed, so that memory never holds more than one layer twice. Masks of
+    torch.nn.utils.prune are made permanent: what they prune is left out.
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
@@ -208,13 +210,8 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
             f"{who} must be dense, got a SparseLinear ({module.kernel}); "
             "call prunekern.restore_linears(model) first"
         )
-    if hasattr(module, "weight_orig"):
-        raise ValueError(
-            f"{who} must have a plain weight, got one masked by torch.nn.utils.prune; "
-            "call torch.nn.utils.prune.remove(module, 'weight') first"
-        )
-    weight = module.weight
-    formats.check_weight(weight, who)
+    formats.check_weight(module.weight, who)
+    weight = masked_weight(module)
     if not torch.isfinite(weight).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise ValueError(f"{who} must have finite weights, got {bad} NaN or infinite")
@@ -236,6 +233,7 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
 def _swap(
     name: str, linear: nn.Linear, kernel: str, layout: str | None, prune: bool
 ) -> tuple[SparseLinear, ReplacedLayer]:
+    fold_masks(linear)
     weight = linear.weight.detach()
     before = weight.numel() * weight.element_size()
     sparse = SparseLinear.from_linear(linear, kernel, layout, prune)

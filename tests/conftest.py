@@ -39,6 +39,21 @@ def llama():
     return tiny_llama
 
 
+@pytest.fixture
+def folder(tmp_path, llama):
+    """A tiny model with a tokenizer of bytes, as a folder that from_pretrained reads."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {chr(i): i for i in range(128)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    llama(max_position_embeddings=1024).save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
 def bits(t: torch.Tensor) -> torch.Tensor:
     """For comparing to the bit: NaN equals itself, -0.0 is not +0.0."""
     return t.contiguous().view(torch.uint8) if t.numel() else t

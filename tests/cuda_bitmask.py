@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekern.formats import compress
 from prunekern.layouts import pack_reference
-from prunekern.testing import random_weight, whole_numbers
+from prunekern.testing import random_weight, uneven_weight, whole_numbers
 
 FILES = ("bitmask_decode_sm80", "bitmask_prefill_sm80", "bitmask_decompress", "bitmask_sm80")
 WEIGHT = ("values", "bitmask", "offsets")
@@ -63,6 +63,24 @@ def make_case(M, N, K, dtype, density=0.5, *, bias=True, exact=False) -> Case:
     return case_of(weight, M, packed=packed, bias=bias, exact=exact)
 
 
+def patterns(N, K):
+    """Name -> a float weight with zeros where a pattern puts them."""
+    full = random_weight("bitmask", N, K, torch.float32, 1.0)
+    row, column, islands = (torch.zeros_like(full) for _ in range(3))
+    row[N // 2], column[:, K // 2] = full[N // 2], full[:, K // 2]
+    islands[64:80, 64:128] = full[64:80, 64:128]  # one full tile among empty panels
+    islands[-1, -1] = 1
+    checkers = full * (torch.arange(N)[:, None] + torch.arange(K)).remainder(2)
+    lengths = (K * torch.rand(N, 1) ** 8).long()
+    power_law = full * (torch.arange(K) < lengths)
+    rows = full * (torch.arange(N)[:, None] % 3 == 1)
+    return {
+        "nothing": torch.zeros_like(full), "everything": full, "one row": row,
+        "one column": column, "islands": islands, "checkers": checkers, "power law": power_law,
+        "every third row": rows, "uneven": uneven_weight(N, K, torch.float32),
+    }  # fmt: skip
+
+
 class Linear(HostCode):
     """The op's host code."""
 
@@ -72,6 +90,8 @@ class Linear(HostCode):
         super().__init__(sources, "sm_80", (), [TESTS / "cuda" / "bitmask_linear.cpp"])
         library = self.library
         library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
+        library.dense_tokens.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+        library.dense_tokens.restype = ctypes.c_int64
         library.plan.argtypes = [*_SIZES, ctypes.c_void_p]
 
     def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
@@ -79,6 +99,10 @@ class Linear(HostCode):
         fields = (ctypes.c_int64 * 6)()
         self.library.plan(M, N, K, sms, fields)
         return Plan(bool(fields[0]), *fields[1:])
+
+    def dense_tokens(self, N: int, K: int, capability: int) -> int:
+        """From how many on W is made dense."""
+        return self.library.dense_tokens(N, K, capability)
 
     def workspace(self, M: int, N: int, K: int, sms: int) -> Tensor:
         """Counters at zero, slots that are NaN until a block writes them."""

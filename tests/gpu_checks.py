@@ -63,6 +63,31 @@ def check_every_shape_and_token_count(variant: Variant, tokens=TOKENS, shapes=SH
             assert_close_to_float64(y, x, weight, bias, (N, K, M))
 
 
+def check_many_tokens(variant: Variant) -> None:
+    """So many that a layout may take another way: under autocast, in a graph, odd rows."""
+    stem, layout, dtype = variant
+    if layout in RIVALS.get(stem, ()):
+        return  # torch's own, which autocast converts
+    M = 6000 if DEVICE.type == "cuda" else 300
+    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    for N, K in ((1030, 1021), (1024, 1024)):
+        weight, packed = _packed(variant, N, K)
+        for bias in (None, _normal(N, dtype=dtype)):
+            x = _normal(3, M // 3, K, dtype=dtype)
+            _poison()
+            with torch.autocast(DEVICE.type, other):
+                y = ops.linear(x, packed, bias)
+            assert y.shape == (3, M // 3, N) and y.dtype == dtype
+            assert_close_to_float64(y.view(M, N), x.view(M, K), weight, bias, (N, K, M))
+            if DEVICE.type == "cuda":
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    y = ops.linear(x, packed, bias)
+                x.copy_(_normal(*x.shape, dtype=dtype))
+                graph.replay()
+                assert_close_to_float64(y.view(M, N), x.view(M, K), weight, bias, (N, K, "graph"))
+
+
 def check_whole_numbers_are_exact(variant: Variant) -> None:
     stem, layout, dtype = variant
     for N, K in SHAPES:

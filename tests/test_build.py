@@ -1,7 +1,14 @@
 """The compiled part: what was built, its ops, and what each does with what it cannot take."""
 
 import itertools
+import json
+import os
 import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +24,11 @@ COMPILED = {
     (stem, layout)
     for stem, layouts in LAYOUTS.items()
     for layout in layouts
-    if layout == "scalar" or (X86 and layout.startswith("avx"))
+    if layout == "scalar"
+    or (X86 and layout.startswith("avx"))
+    or (layout == "amx" and _C.build_info()["amx"])
 }
+PACKED = sorted(k for k in COMPILED if k[1][:3] in ("avx", "amx") and k[0] != "csr")
 LINEAR = {
     "sparse24": "Tensor x, Tensor values, Tensor meta",
     "csr": "Tensor x, Tensor values, Tensor col_indices, Tensor crow_indices",
@@ -51,21 +61,27 @@ def test_build_info_names_what_was_built():
     assert tuple(int(n) for n in info["torch"].split(".")[:2]) >= (2, 10)
 
 
+NO_PERMISSION = "the system's permission for tiles (arch_prctl)"
+NO_COMPILER = "a build by a compiler that has -mamx-bf16"
+NO_FEATURES = {"x86_64", NO_PERMISSION, NO_COMPILER}
+
+
 def test_cpu_features_are_those_of_the_system():
     features = _C.cpu_features()
     assert _C.cpu_variants()["scalar"] == []
     missing = {name for lacks in _C.cpu_variants().values() for name in lacks}
-    assert {name for name, there in features.items() if not there} == missing - {"x86_64"}
+    assert {name for name, there in features.items() if not there} == missing - NO_FEATURES
     if X86:
         with open("/proc/cpuinfo") as file:
             flags = next(line for line in file if line.startswith("flags")).split(":")[1]
         flags = set(flags.replace("bmi1", "bmi").replace("_", "").split())
-        assert {n for n, there in features.items() if there} == flags & set(features)
+        names = {name.replace("-", ""): there for name, there in features.items()}
+        assert {name for name, there in names.items() if there} == flags & set(names)
 
 
 def test_variants_build_on_each_other():
     lacks = _C.cpu_variants()
-    names = ["scalar", "avx2", "avx512", "avx512bf16"]
+    names = ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
     assert list(lacks) == names
     for less, more in itertools.pairwise(names):
         assert set(lacks[less]) <= set(lacks[more])
@@ -98,7 +114,7 @@ def test_instructions_that_the_cpu_lacks_are_named_and_not_run(key):
         assert op(x, *packed.tensors, None, 20, 36).shape == (2, 20)
         return
     with pytest.raises(
-        RuntimeError, match=f"{key[0]}_linear_{key[1]}: this CPU must have {lacks[0]}"
+        RuntimeError, match=f"{key[0]}_linear_{key[1]}: this CPU must have {re.escape(lacks[0])}"
     ):
         op(x, *packed.tensors, None, 20, 36)
 
@@ -128,6 +144,74 @@ def test_row_pointers_must_end_with_the_number_of_values(key):
         for values in (tensors[0], tensors[0][:0]):
             with pytest.raises(RuntimeError, match=r"(must end with|values must have the shape)"):
                 ops.OPS[key](x, values, *tensors[1:], broken, None, 20, 36)
+
+
+# A process whose requests for tile registers the kernel refuses: a seccomp filter that answers
+# arch_prctl(ARCH_REQ_XCOMP_PERM, ...) with EPERM.
+REFUSED = """
+import ctypes, struct
+LOAD, IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+program = b"".join(struct.pack("HBBI", *line) for line in (
+    (LOAD, 0, 0, 0), (IF_EQUAL, 0, 3, 158), (LOAD, 0, 0, 16), (IF_EQUAL, 0, 1, 0x1023),
+    (RETURN, 0, 0, 0x00050001), (RETURN, 0, 0, 0x7fff0000)))
+lines = ctypes.create_string_buffer(program, len(program))
+class Filter(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_ushort), ("lines", ctypes.c_void_p)]
+prctl = ctypes.CDLL(None).prctl
+prctl(38, 1, 0, 0, 0)
+if prctl(22, 2, ctypes.byref(Filter(6, ctypes.addressof(lines)))) != 0:
+    raise SystemExit(77)
+import torch
+from prunekern import _C, ops
+from prunekern.formats import compress
+from prunekern.layouts import pack
+print(_C.cpu_variants()["amx"])
+for kernel, stem in (("2:4", "sparse24"), ("bitmask", "bitmask")):
+    print(ops.default_layout(stem, torch.device("cpu"), torch.bfloat16))
+    packed = pack(compress(torch.eye(4).bfloat16(), kernel), "amx")
+    try:
+        ops.OPS[stem, "amx"](torch.ones(2, 4).bfloat16(), *packed.tensors, None, 4, 4)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(_C.cpu_variants()["amx"] != [], reason="this CPU has no AMX")
+def test_without_the_systems_permission_amx_is_not_run():
+    ran = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True)
+    if ran.returncode == 77:
+        pytest.skip("no seccomp filters here")
+    assert ran.returncode == 0, ran.stderr
+    reason, *rest = ran.stdout.splitlines()
+    assert reason == str([NO_PERMISSION])
+    for stem, layout, error in (("sparse24", *rest[:2]), ("bitmask", *rest[2:])):
+        assert layout == "avx512bf16"
+        assert f"{stem}_linear_amx: this CPU must have {NO_PERMISSION}; take another" in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not X86, reason="AMX is of x86")
+def test_a_compiler_without_amx_leaves_it_out(tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        '#!/bin/sh\ncase " $* " in *" -mamx"*) echo "unknown option -mamx"; exit 1;; esac\n'
+        f'exec {shutil.which(os.environ.get("CXX", "c++"))} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    cmake = [shutil.which("cmake"), "-S", Path(__file__).parents[1], "-B", tmp_path / "build"]
+    options = {"CMAKE_CXX_COMPILER": compiler, "Python_EXECUTABLE": sys.executable,
+               "PRUNEKERN_OUTPUT": tmp_path}  # fmt: skip
+    environment = {**os.environ, "PRUNEKERN_CUDA": "0"}
+    subprocess.run([*cmake, *(f"-D{k}={v}" for k, v in options.items())], env=environment,
+                   check=True, capture_output=True)  # fmt: skip
+    commands = json.loads((tmp_path / "build/compile_commands.json").read_text())
+    assert not any("_amx" in entry["file"] for entry in commands)
+    assert any("avx512bf16" in entry["file"] for entry in commands)
+    subprocess.run([cmake[0], "--build", tmp_path / "build", "--target", "module"], check=True,
+                   capture_output=True)  # fmt: skip
+    code = "import _C; print(_C.build_info()['amx'], _C.cpu_variants()['amx'][-1])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.strip() == f"False {NO_COMPILER}", ran.stderr
 
 
 def _off_by_one_byte(t):
@@ -164,7 +248,7 @@ def test_every_16_bit_number_converts_and_rounds_as_torch_does(dtype):
         )
 
 
-@pytest.mark.parametrize("key", sorted(k for k in COMPILED if k[1][:3] == "avx" and k[0] != "csr"))
+@pytest.mark.parametrize("key", PACKED, ids="-".join)
 def test_packers_refuse_what_does_not_fit(key):
     stem, layout = key
     dtype = ONLY_DTYPES.get(layout, (torch.float32,))[0]

@@ -9,21 +9,6 @@ from prunekern.compare.report import CompareResult
 from prunekern.compare.variants import DENSE, build, variants_for
 
 
-@pytest.fixture
-def folder(tmp_path, llama):
-    """A tiny model with a tokenizer of bytes, as a folder that from_pretrained reads."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {chr(i): i for i in range(128)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=" "))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    llama(max_position_embeddings=1024).save_pretrained(tmp_path / "model")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def test_comparison_from_folder_to_files(folder, tmp_path):
     result = prunekern.compare(folder, out=tmp_path / "out", rounds=1, dtype="float32", threads=1)
     names = [row["variant"] for row in result.rows]

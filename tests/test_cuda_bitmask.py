@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 from conftest import bits
-from cuda_bitmask import WEIGHT, case_of, linear, make_case
+from cuda_bitmask import WEIGHT, case_of, linear, make_case, patterns
 
-from prunekern.testing import assert_close_to_float64, random_weight, uneven_weight
+from prunekern.testing import assert_close_to_float64, random_weight
 
 pytestmark = pytest.mark.gpu_emulation
 DTYPES = (torch.float16, torch.bfloat16)
@@ -75,31 +75,18 @@ def test_every_kind_of_split(kernel, M, N, K, sms, kind):
     check(kernel, (M, N, K), sms, DTYPES[M % 2], 0.5)
 
 
-@pytest.mark.parametrize("M, N, K, sms", SPLITS["whole splits"] + SPLITS["stripes"])
+def shared_tiles():
+    for case in SPLITS["whole splits"] + SPLITS["stripes"]:
+        yield pytest.param(*case, marks=[pytest.mark.slow] if case[0] > 128 else [])
+
+
+@pytest.mark.parametrize("M, N, K, sms", shared_tiles())
 def test_result_does_not_depend_on_the_order_of_blocks(kernel, M, N, K, sms):
     case = make_case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms)
     for seed in (1, 2):
         y, _ = kernel.product(case, sms, seed=seed)
         assert torch.equal(bits(y), bits(expected))
-
-
-def patterns(N, K):
-    """Name -> a float weight with zeros where a pattern puts them."""
-    full = random_weight("bitmask", N, K, torch.float32, 1.0)
-    row, column, islands = (torch.zeros_like(full) for _ in range(3))
-    row[N // 2], column[:, K // 2] = full[N // 2], full[:, K // 2]
-    islands[64:80, 64:128] = full[64:80, 64:128]  # one full tile among empty panels
-    islands[-1, -1] = 1
-    checkers = full * (torch.arange(N)[:, None] + torch.arange(K)).remainder(2)
-    lengths = (K * torch.rand(N, 1) ** 8).long()
-    power_law = full * (torch.arange(K) < lengths)
-    rows = full * (torch.arange(N)[:, None] % 3 == 1)
-    return {
-        "nothing": torch.zeros_like(full), "everything": full, "one row": row,
-        "one column": column, "islands": islands, "checkers": checkers, "power law": power_law,
-        "every third row": rows, "uneven": uneven_weight(N, K, torch.float32),
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("M", [8, 17])
@@ -110,7 +97,7 @@ def test_adversarial_patterns(kernel, M, name):
     check_exact(kernel, case_of(weight, M, exact=True), 2, name, seed=M)
 
 
-@pytest.mark.parametrize("M", [2, 40])
+@pytest.mark.parametrize("M", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_more_columns_than_16_bits_count(kernel, M):
     check(kernel, (M, 17, 65544), 3, torch.bfloat16, 0.1)
 
@@ -145,12 +132,13 @@ def test_values_keep_their_bits(kernel, M):
 def test_decompress(kernel, density, dtype):
     for N, K in ((1, 1), (8, 72), (65, 67), (130, 264), (64, 128)):
         case = make_case(1, N, K, dtype, density)
-        dense = torch.full((N, K), torch.nan, dtype=dtype)
-        memory = dict(zip(WEIGHT, case.packed, strict=True)) | {"dense": dense}
-        counters = kernel.run(
-            "decompress", [*WEIGHT, N, K, "dense"], memory, uninitialised=("dense",), seed=N
-        )
-        assert torch.equal(bits(dense), bits(case.weight))
-        written = counters.writes["dense"]
-        assert written.asked == written.distinct == dense.nbytes
-        assert not any(counters.conflicts.values())
+        for columns in {K, -(-K // 8) * 8}:  # the latter as a dense product wants its rows
+            dense = torch.full((N, columns), torch.nan, dtype=dtype)
+            memory = dict(zip(WEIGHT, case.packed, strict=True)) | {"dense": dense}
+            arguments = [*WEIGHT, N, columns, "dense"]
+            counters = kernel.run("decompress", arguments, memory, uninitialised=("dense",), seed=N)
+            expected = torch.nn.functional.pad(case.weight, (0, columns - K))
+            assert torch.equal(bits(dense), bits(expected))
+            written = counters.writes["dense"]
+            assert written.asked == written.distinct == dense.nbytes
+            assert not any(counters.conflicts.values())

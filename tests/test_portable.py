@@ -1,4 +1,4 @@
-"""AVX-512 kernels on any x86 machine with AVX2, compiled with portable intrinsics."""
+"""AVX-512 and AMX kernels on any x86 machine with AVX2, compiled with portable intrinsics."""
 
 import ctypes
 import subprocess
@@ -13,7 +13,7 @@ from prunekern.testing import SHAPES, max_error, random_weight, tolerance
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ("sparse24_avx512", "sparse24_avx512bf16", "bitmask_avx512", "bitmask_avx512bf16",
-           "csr_avx512")  # fmt: skip
+           "csr_avx512", "sparse24_amx", "bitmask_amx")  # fmt: skip
 FLAGS = ("-std=c++20 -O1 -fPIC -Wall -Wextra -Werror -Wno-psabi -Wno-attributes "
          "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -ffp-contract=off").split()  # fmt: skip
 KERNEL = {cls.stem: name for name, cls in FORMATS.items()}
@@ -22,13 +22,14 @@ KERNEL = {cls.stem: name for name, cls in FORMATS.items()}
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("portable")
-    header = str(ROOT / "tests/portable/avx512_portable.h")
+    headers = [ROOT / f"tests/portable/{name}_portable.h" for name in ("avx512", "amx")]
+    included = [word for header in headers for word in ("-include", str(header))]
     objects = []
     for source in [ROOT / f"csrc/cpu/{k}.cpp" for k in KERNELS] + [
         ROOT / "tests/portable/capi.cpp"
     ]:
         objects.append(str(folder / f"{source.stem}.o"))
-        command = ["g++", *FLAGS, "-include", header, "-c", str(source), "-o", objects[-1]]
+        command = ["g++", *FLAGS, *included, "-c", str(source), "-o", objects[-1]]
         subprocess.run(command, check=True)
     path = folder / "portable.so"
     subprocess.run(["g++", "-shared", "-o", str(path), *objects], check=True)

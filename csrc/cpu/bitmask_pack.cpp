@@ -1,4 +1,4 @@
-// Canonical bitmask tensors to the layout of avx2, avx512 and avx512bf16; bitmask.h draws both.
+// Canonical bitmask tensors to the layout of all vector variants; bitmask.h draws both.
 //
 // Limit: one pass, memory: values are copied a chunk of a row at a time.
 #include "../bitmask.h"

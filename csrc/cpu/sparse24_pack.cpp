@@ -1,4 +1,4 @@
-// Canonical 2:4 tensors to the row-interleaved layouts of avx2, avx512 and avx512bf16.
+// Canonical 2:4 tensors to the row-interleaved layouts of avx2, avx512, avx512bf16 and amx.
 //
 //   canonical   values [N][2G]            meta [N][G/2] bytes
 //   packed      T tiles of R rows, C chunks of 8 groups:

@@ -14,20 +14,20 @@
 // equal stripes of all panels (stripes.h); parts are added in a fixed order (combine.cuh).
 //
 // Limit, counted at M = 8 and 4096 x 4096 in PTX: 200 instructions and no POPC for 1024 weights; 45
-// wavefronts of shared memory at half density and 42 at 30 %, without a conflict; beside those 18
+// wavefronts of shared memory at 50 % zeros and 42 at 70 %, without a conflict; beside those 18
 // shuffles, which take the same path. Clocks of a multiprocessor for 1024 weights, 4 instructions
 // or a wavefront each, against those in which its share of DRAM brings them:
 //
-//     density    instructions  wavefronts, shuffles    A100  H100  H200  RTX 4090
+//     zeros      instructions  wavefronts, shuffles    A100  H100  H200  RTX 4090
 //     50 %       50            63                      87    80    56    366       memory, but H200
-//     30 %       50            60                      56    52    36    238       the data path
+//     70 %       50            60                      56    52    36    238       the data path
 //
-// So memory binds at half density but on an H200, whose data path takes 1.1 times as long; at 30 %
-// on A100 and H100 the data path is 1.1 times as slow as memory, on an H200 1.7 times. A third of
-// it are loads of 16 bits, two for each row and nibble: wider ones would read less often, but shift
+// So memory binds at 50 % zeros but on an H200, whose data path takes 1.1 times as long; at 70 % on
+// A100 and H100 the data path is 1.1 times as slow as memory, on an H200 1.7 times. A third of it
+// are loads of 16 bits, two for each row and nibble: wider ones would read less often, but shift
 // more, and in an order of values that has conflicts. By Little's law 12 (A100), 17 (H100), 24
 // (H200), 5 (RTX 4090) KB must be in flight a multiprocessor; two blocks' 8 warps have 3 to 4 tiles
-// of values and a panel's bits each, 28 to 36 at half density.
+// of values and a panel's bits each, 28 to 36 at 50 % zeros.
 #include "bitmask_arguments.h"
 #include "bitmask_expand.cuh"
 #include "combine.cuh"
@@ -128,7 +128,7 @@ struct Warp {
         ptx::commit_copies();
     }
 
-    // The products of `count` panels, every kWarps-th from `panel` on, which begins at `column`.
+    // The products of so many panels, every kWarps-th from `panel` on, which begins at `column`.
     __device__ void multiply(const BitmaskArguments& p, int64_t panel, int column, int panels) {
 #pragma unroll
         for (int i = 0; i < kTiles * kTokenTiles * 4; ++i) (&acc[0][0][0])[i] = 0;

@@ -1,8 +1,7 @@
 // From a tile's kept values in shared memory to mma.m16n8k16 A fragments (bitmask_fragments.h).
 //
 //   word      a lane's counts, a byte for each nibble and row, added up over this lane and all
-//   above
-//             it by five shuffles: as two words while four bits are enough, then as four
+//             above it by five shuffles: as two words while four bits are enough, then as four
 //
 //   values    | row g of nibble 0 | row g + 8 | row g of nibble 1 | row g + 8 | ...
 //             | lane 31, ... 1, 0 | 0, 1, ... | 31, ...           |

@@ -4,22 +4,24 @@
 // eight nibbles for each lane l = 4 g + t of a warp. Lane 4 g + t has the columns 16 t .. 16 t + 15
 // of rows g and g + 8; nibble f has two columns of both:
 //
-//     columns          16 t + 2 f, + 1         bits of nibble f, low first, and the order of the
-//     row g        |  p 0       p 1  |         kept values: p 0, p 1, p 2, p 3
+//     columns          16 t + 2 f, + 1
+//     row g        |  p 0       p 1  |         bits of nibble f, low first: p 0, p 1, p 2, p 3
 //     row g + 8    |  p 2       p 3  |
 //
 //   bitmask [R][C][32 lanes][4 tiles]   32-bit words, nibble f in bits 4 f .. 4 f + 3: one 16-byte
 //                                       load of a lane has its words of all four tiles
-//   values  tile by tile, [R][C][4 tiles]; in a tile the kept ones in the order [8 nibbles][32
-//           lanes][4 positions], then zeros up to a multiple of kUnit = 8 values, 16 bytes
+//   values  tile by tile, [R][C][4 tiles]; in a tile the kept ones nibble by nibble: first all
+//           lanes' rows g backwards, p 1 of lane 31 to p 0 of lane 0, then their rows g + 8
+//           forwards (bitmask_expand.cuh says why); then zeros up to a multiple of kUnit = 8
+//           values, 16 bytes
 //   offsets [4 R C + 1]                 32-bit, where each tile starts, in units
 //
 // R = ceil(N / 64), C = ceil(K / 64). Nibbles 2 s and 2 s + 1 are the four registers of an A
 // fragment of mma.m16n8k16, steps s = 0 .. 3 of a tile, with the columns of a panel in an order of
 // their own: that of 32 neighbouring bytes of x a lane, which thus are B's four fragments as they
 // lie. Bits a weight at half density: 8 of values, 1 of bitmask, 0.055 of padding, 0.031 of
-// offsets. What a nibble of all lanes reads are neighbouring values: in shared memory nearly
-// without conflicts. A tile may be full: 2048 bytes.
+// offsets. What a nibble of all lanes reads are neighbouring values: in shared memory without
+// conflicts. A tile may be full: 2048 bytes.
 #pragma once
 #include <cstdint>
 

@@ -48,10 +48,6 @@ int64_t bitmask_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
 cudaError_t bitmask_prepare_sm80();
 cudaError_t bitmask_linear_sm80(const CudaProblem&, const BitmaskPanels&);
 
-// dense [N, K] of 16-bit elements, whatever their type; every element is written.
-cudaError_t bitmask_decompress(const BitmaskPanels&, int64_t N, int64_t K, void* dense,
-                               cudaStream_t);
-
 // A CSR weight as cuda/csr_simt.h names its parts.
 struct CsrTiles {
     const void* values;

@@ -2,8 +2,8 @@
 // type: only bits are moved, and magnitudes of float16 and bfloat16 alike ascend with their bits.
 //
 //   dense [N, K]   values [N, 2G]   meta [N, ceil(G/2)]   G = ceil(K / 4)   see ../sparse24.h
-//   panel_values [R][C][4][2][32][8]   panel_meta [R][C][32][4] words       see
-//   sparse24_fragments.h
+//   panel_values [R][C][4][2][32][8]   panel_meta [R][C][32][4] words
+//   see sparse24_fragments.h
 //
 // All tensors are contiguous; every element of an output is written. N and K are at least 1.
 #pragma once

@@ -5,15 +5,14 @@
 // two consumer warpgroups multiplies two row groups of W, from registers, by it:
 //
 //        K -->  a panel of 64 a turn
-//   W  consumer 0 | 64 x 64 | --> registers, a turn ahead    a row group's four row tiles are the A
-//                 | 64 x 64 |                                fragments of the warpgroup's four
-//                 warps
+//   W  consumer 0 | 64 x 64 | --> registers, a turn ahead    a row group's four row tiles are
+//                 | 64 x 64 |                                the A fragments of four warps
 //      consumer 1 | 64 x 64 |
 //                 | 64 x 64 |
 //   x   128 tokens x 64  == TMA, swizzled ==> ring of kStages turns --> wgmma.sp m64n128k32
 //
-//   full[s]   the producer's expectation of bytes, ended by the copy     empty[s]  one arrival a
-//   consumer warpgroup, once wgmma is done with the stage
+//   full[s]    the producer's expectation of bytes, ended by the copy
+//   empty[s]   one arrival a consumer warpgroup, once wgmma is done with the stage
 //
 // Limit: a wgmma.sp m64n128k32 takes 64 clocks of the tensor cores (H100). On the data path of
 // shared memory and L1, 128 bytes a clock, it reads 8 KB of x, 64 clocks; W from registers costs 18

@@ -3,8 +3,7 @@
 //   M <= 16        decode: a block's four warps share 64 rows and take turns along K
 //   M <= 32        prefill, blocks of 256 rows x 32 tokens, two a multiprocessor
 //   M <= 64        prefill, blocks of 256 rows x 64 tokens, W three steps ahead: still memory-bound
-//   above          prefill, blocks of 256 rows x 128 tokens; x 64, two a multiprocessor, where
-//   those
+//   above          prefill, blocks of 256 rows x 128 tokens; x 64, two a multiprocessor, where they
 //                  would be too few: not with wgmma, whose tiles have 128
 //
 // Decode reads x once for 64 rows: 2 M / 64 bytes a weight beside 1.125, so that above 16 tokens it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def prune(
     loaded, tokenizer = load(model, dtype, "prune")
     options = {}
     if method in METHODS and METHODS[method].needs != "weights":
-        text, count, size = calibration_of(calibration, windows, window)
+        text, count, size = calibration_of(calibration, windows, window, tokenizer)
         options = {"calibration": text, "windows": count, "window": size, "tokenizer": tokenizer}
     with progress_bar("pruning", as_json) as told:
         report = run(
@@ -91,11 +91,12 @@ def storage_of(kernel: str, pattern: str, sparsity: float | None) -> str:
 
 
 def calibration_of(
-    path: Path | None, windows: int | None, window: int | None
+    path: Path | None, windows: int | None, window: int | None, tokenizer: Any
 ) -> tuple[Path | list[str], int | None, int | None]:
-    """(text, windows, tokens of each); of the default text those that `compare` does not judge."""
+    """(text, windows, tokens of each); of the default text what `compare` does not judge by."""
     if path is not None:
         return path, windows, window
-    from prunekern.compare.text import WINDOW, default_text
+    from prunekern.compare.text import WINDOW
+    from prunekern.recovery.texts import python_documentation
 
-    return [default_text()], windows or 48, window or WINDOW
+    return list(python_documentation(tokenizer)[0]), windows or 48, window or WINDOW

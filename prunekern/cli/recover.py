@@ -39,9 +39,10 @@ def recover(
 
     from prunekern import recover as run
     from prunekern import replace_linears, restore_linears, save_pretrained
-    from prunekern.compare.text import WINDOW, training_text
+    from prunekern.compare.text import WINDOW
     from prunekern.compare.worker import DTYPES
     from prunekern.nn import SparseLinear
+    from prunekern.recovery.texts import python_documentation
 
     if dtype not in DTYPES:
         raise ValueError(f"recover: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -55,7 +56,7 @@ def recover(
     with progress_bar("training", as_json) as told:
         report = run(
             loaded.requires_grad_(),
-            text if text is not None else [training_text(tokenizer)],
+            text if text is not None else list(python_documentation(tokenizer)[0]),
             tokenizer=tokenizer,
             window=WINDOW,
             steps=steps,

@@ -3,7 +3,7 @@
 Reading order by variant:
 
 reference, scalar   canonical values and bitmask; offsets int64 [N+1]: where each row starts
-avx2, avx512, avx512bf16: tiles of 4 rows, chunks of 64 columns, T = ceil(N/4), C = ceil(K/64)
+avx2, avx512, avx512bf16, amx: tiles of 4 rows, chunks of 64 columns, T = ceil(N/4), C = ceil(K/64)
     bitmask int64     [T, C, 4]         bit j of word t, c, r: weight (4t + r, 64c + j) is kept
     values            in the order of those bits, then 64 zeros: kernels read whole vectors
     offsets int64     [T+1]             where each tile starts
@@ -89,10 +89,25 @@ def fake_pack(
     layout: str, values: Tensor, bitmask: Tensor, out_features: int, in_features: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The shapes and dtypes of what the op of this layout returns."""
+    if layout == "sm80":
+        R, C = -(-out_features // PANEL), -(-in_features // PANEL)
+        units = torch.library.get_ctx().new_dynamic_size()
+        words = bitmask.new_empty((R, C, 32, 4), dtype=torch.int32)
+        offsets = bitmask.new_empty((4 * R * C + 1,), dtype=torch.int32)
+        return values.new_empty((units * PANEL_UNIT,)), words, offsets
     T, C = -(-out_features // BITMASK_TILE_ROWS), -(-in_features // 64)
     words = bitmask.new_empty((T, C, BITMASK_TILE_ROWS), dtype=torch.int64)
     offsets = bitmask.new_empty((T + 1,), dtype=torch.int64)
     return values.new_empty((values.shape[0] + PADDING,)), words, offsets
+
+
+def fake_unpack(
+    values: Tensor, words: Tensor, offsets: Tensor, out_features: int, in_features: int
+) -> tuple[Tensor, Tensor]:
+    """The shapes and dtypes of what the op `bitmask_unpack_sm80` returns."""
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    bitmask = words.new_empty((out_features, -(-in_features // 8)), dtype=torch.uint8)
+    return values.new_empty((nnz,)), bitmask
 
 
 def unpack(packed: Packed) -> Bitmask:
@@ -103,7 +118,11 @@ def unpack(packed: Packed) -> Bitmask:
     if packed.layout == "triton":
         return _unpack_tiles(packed)
     if packed.layout == "sm80":
-        return _unpack_panels(packed)
+        unpacker = getattr(torch.ops.prunekern, "bitmask_unpack_sm80", None)
+        if unpacker is None or values.device.type != "cuda":
+            return _unpack_panels(packed)
+        values, rows = unpacker(*packed.tensors, *packed.shape)
+        return Bitmask(values=values, bitmask=rows, shape=packed.shape)
     N, K = packed.shape
     T, C, rows = words.shape
     canonical = values.new_empty(values.numel() - PADDING)

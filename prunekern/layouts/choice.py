@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+_X86 = ("amx", "avx512bf16", "avx512", "avx2")
 # The variants of each format, best first.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "sparse24": ("sm90a", "sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
-    "bitmask": ("sm80", "avx512bf16", "avx512", "avx2", "scalar", "triton", "reference"),
+    "sparse24": ("sm90a", "sm80", *_X86, "scalar", "triton", "reference"),
+    "bitmask": ("sm80", *_X86, "scalar", "triton", "reference"),
     "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
@@ -27,7 +28,7 @@ CAPABILITIES = {
 }
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
-    "avx512bf16": (torch.bfloat16,),
+    **dict.fromkeys(("amx", "avx512bf16"), (torch.bfloat16,)),
     **dict.fromkeys(("sm90a", "sm80", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)),
 }
 

@@ -4,12 +4,12 @@
 C = ceil(G / 8) chunks of 8 groups. Rows and groups beyond N and G are padding: +0, positions 0, 1.
 
     reference, scalar   canonical: values [N, 2G], meta uint8 [N, ceil(G/2)]
-    avx2 (R = 8), avx512, avx512bf16 (R = 16)
+    avx2 (R = 8), avx512, avx512bf16, amx (R = 16)
         values bfloat16   [T, 8C, R, 2]     a row's kept pair is one 32-bit word
                others     [T, 8C, 2, R]     first kept of R rows, then the second
         meta int32        [T, C, R]         bits 4i..4i+3: group 8c + i
                avx2, avx512   first | second << 2, as in the canonical form
-               avx512bf16     pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
+               others         pair | 8 * (i & 1), pair 0..5 = 01 02 03 12 13 23
     triton: rows padded to whole tiles of 64 columns, C = 2 ceil(K / 64)
         values            [N, 16C]          rows of whole sectors
         meta int32        [C, N]            bit j: column 32c + j of row n is stored, two of four
@@ -35,7 +35,8 @@ from prunekern.formats import Sparse24, compress_sparse24, decompress, nibbles_o
 from prunekern.layouts.choice import PANEL_LAYOUTS, RIVALS
 from prunekern.layouts.packed import Packed
 
-TILE_ROWS = {"avx2": 8, "avx512": 16, "avx512bf16": 16}
+TILE_ROWS = {"avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}
+PAIR_CODES = ("avx512bf16", "amx")
 
 _EMPTY_NIBBLE = 0b0100
 _NIBBLE_OF_PAIR = torch.tensor([0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110])
@@ -66,7 +67,7 @@ def pack(c: Sparse24, layout: str) -> tuple[Tensor, Tensor]:
     rows, groups = T * R - N, 8 * C - G
 
     nibbles = pad(nibbles_of(c.meta, G), (0, groups, 0, rows), value=_EMPTY_NIBBLE).long()
-    if layout == "avx512bf16":
+    if layout in PAIR_CODES:
         odd_group = 8 * (torch.arange(8 * C, device=c.device) % 2)
         nibbles = _PAIR_OF_NIBBLE.to(c.device)[nibbles] | odd_group
     words = (nibbles.view(T, R, C, 8) << _shifts(c.device)).sum(-1)
@@ -116,7 +117,7 @@ def unpack(packed: Packed) -> Sparse24:
 
     nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
     nibbles = nibbles.transpose(1, 2).reshape(T * R, 8 * C)[:N, :G]
-    if packed.layout == "avx512bf16":
+    if packed.layout in PAIR_CODES:
         nibbles = _NIBBLE_OF_PAIR.to(meta.device)[nibbles & 7]
 
     order = (0, 2, 1, 3) if packed.dtype == torch.bfloat16 else (0, 3, 1, 2)

@@ -6,146 +6,257 @@ stores and runs what is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunekern.pruning import calibrated
+from prunekern.pruning.allocation import check_sparsity, sparsity_of_each
+from prunekern.pruning.calibration import calibration_windows
+from prunekern.pruning.input_statistics import Hessian, InputNorms
+from prunekern.pruning.layerwise import Progress, evaluating
 from prunekern.pruning.magnitude import magnitude_scores
-from prunekern.pruning.masks import (
-    global_threshold,
-    layer_mask,
-    nm_mask,
-    parse_pattern,
-    row_mask,
-    threshold_mask,
+from prunekern.pruning.masks import choose_mask, global_threshold, parse_pattern, threshold_mask
+from prunekern.pruning.movement import MovementPruner, cubic_sparsity
+from prunekern.pruning.permutation import PermuteReport, permute_channels
+from prunekern.pruning.random_scores import random_scores
+from prunekern.pruning.report import PrunedLayer, PruneReport, pruned_layer
+from prunekern.pruning.ria import ria_scores
+from prunekern.pruning.sparsegpt import sparsegpt_prune
+from prunekern.pruning.taylor import mean_gradients, taylor_scores
+from prunekern.pruning.torch_masks import (
+    fold_masks,
+    frozen_zeros,
+    masked_weight,
+    stored_weight,
 )
+from prunekern.pruning.wanda import wanda_scores
 from prunekern.targets import DEFAULT_TARGETS, match_modules
 
-# Method -> scores of one weight. A new method is one entry and one file.
-METHODS: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude_scores}
-SCOPES = ("layer", "row", "global")
+__all__ = [
+    "METHODS",
+    "MovementPruner",
+    "PermuteReport",
+    "PruneReport",
+    "PrunedLayer",
+    "cubic_sparsity",
+    "permute_channels",
+    "prune",
+]
 
 
 @dataclass(frozen=True)
-class PrunedLayer:
-    """What happened to one layer."""
+class Method:
+    """What a method looks at, and among whom it may rank; the first scope is its own."""
 
-    name: str
-    shape: tuple[int, int]
-    sparsity: float  # share of zeros after pruning
-    energy_kept: float  # share of the sum of squares that is left
+    needs: str  # "weights", or of calibration "gradients", "norms" or "hessians"
+    scopes: tuple[str, ...]
+
+
+METHODS = {
+    "magnitude": Method("weights", ("layer", "row", "global", "quantile")),
+    "random": Method("weights", ("layer", "row", "global")),
+    "wanda": Method("norms", ("row", "layer")),
+    "ria": Method("norms", ("row", "layer")),
+    "sparsegpt": Method("hessians", ("block",)),
+    "taylor": Method("gradients", ("layer", "row", "global", "quantile")),
+}
+_LAYERWISE = ("norms", "hessians")
+ALLOCATIONS = ("uniform", "owl")
+_OWL_SHARE = 1 / 3  # of the whole run's passes
 
 
 @dataclass(frozen=True)
-class PruneReport:
-    """What `prune` did, layer by layer."""
+class _Rule:
+    """How masks are made, once arguments are checked."""
 
     pattern: str
+    nm: tuple[int, int] | None
     method: str
-    layers: tuple[PrunedLayer, ...]
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros over all pruned layers."""
-        sizes = [n * k for n, k in (layer.shape for layer in self.layers)]
-        zeros = [layer.sparsity * size for layer, size in zip(self.layers, sizes, strict=True)]
-        return sum(zeros) / sum(sizes)
-
-    def __str__(self) -> str:
-        lines = [
-            f"pruned {len(self.layers)} layers to {self.pattern} by {self.method}, "
-            f"{self.sparsity:.1%} zeros"
-        ]
-        width = max(len(layer.name) for layer in self.layers)
-        lines += [
-            f"  {layer.name:<{width}}  {list(layer.shape)!s:<14}  zeros {layer.sparsity:6.1%}"
-            f"  energy kept {layer.energy_kept:6.1%}"
-            for layer in self.layers
-        ]
-        return "\n".join(lines)
+    scope: str
+    sparsity: float | Mapping[str, float]
+    allocation: str
+    seed: int
+    damping: float
 
 
 def prune(
     model: nn.Module,
     pattern: str = "2:4",
     method: str = "magnitude",
-    sparsity: float | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
     targets: str | Sequence[str] = DEFAULT_TARGETS,
-    scope: str = "layer",
+    scope: str | None = None,
+    *,
+    allocation: str = "uniform",
+    calibration: Any = None,
+    tokenizer: Any = None,
+    windows: int | None = None,
+    window: int | None = None,
+    seed: int = 0,
+    damping: float = 0.01,
+    offload: str | Path | None = None,
+    state: str | Path | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> PruneReport:
     """Writes +0.0 into the weights that matter least, in place; all or nothing.
 
+    "wanda", "ria", "sparsegpt" and OWL's allocation run calibration text through the decoder
+    layers, one at a time: in memory there are the inputs of one layer and, so that an error can
+    undo everything, the dense weights of those already pruned. "sparsegpt" also holds the Hessians
+    of one layer, K^2 float32 for each different input, and rewrites the weights that stay.
+    "movement" is learned while training: see `MovementPruner`.
+
+    Masks of torch.nn.utils.prune on a target are folded into its weight: what they prune stays
+    zero, whatever the method.
+
     Args:
-        model: Any module with nn.Linear layers.
-        pattern: "N:M" (N of every M inputs kept) or "unstructured".
-        method: How a weight's worth is scored: "magnitude".
-        sparsity: Share of weights that go, in [0, 1); 0.5 where none is given. Only for
-            unstructured: N:M has its own.
+        model: Any module with nn.Linear layers; for "wanda", "ria", "sparsegpt" and OWL a model
+            of transformers with decoder layers at model.layers; for "taylor" a causal language
+            model.
+        pattern: "N:M" (N of every M inputs kept, M up to 32; a shorter group at a row's end keeps
+            up to N) or "unstructured".
+        method: How a weight's worth is scored: "magnitude", "random", "wanda", "ria", "sparsegpt"
+            or "taylor".
+        sparsity: Share of weights that go, in [0, 1); 0.5 where none is given; or a share for each
+            target by name or its end at a dot. Only for unstructured: N:M has its own.
         targets: See `prunekern.targets.match_modules`.
-        scope: For unstructured, among whom the smallest are sought: "layer", "row" or "global".
+        scope: For unstructured, among whom the smallest are sought: "layer", "row", "global", or
+            "quantile", which keeps what reaches the layer's quantile with all ties. By default
+            "row" for Wanda and RIA, "layer" for others; SparseGPT ranks a "block" of 128 columns.
+        allocation: "uniform", or "owl": decoder layers with many outliers keep more.
+        calibration: The path of a text file, texts, a dataset's split with "text", or token ids:
+            see `calibration_windows`. For the methods that need it.
+        tokenizer: Of the model, for calibration text.
+        windows: Number of calibration windows; 128 where left out.
+        window: Tokens of each; at most 2048 and the model's longest.
+        seed: Of "random".
+        damping: Of SparseGPT's Hessians, as a share of their mean diagonal.
+        offload: Folder for the activations of the layer and the dense weights, instead of memory.
+        state: Folder that keeps each finished decoder layer, also where an error or Ctrl-C has put
+            the model back; the same call on the same dense model goes on from there and ends with
+            the same bits. For "wanda", "ria" and "sparsegpt".
+        progress: Called with the share done and the seconds that the rest may take.
 
     Returns:
         What was done, layer by layer.
 
     Raises:
-        ValueError: An argument is not one of the above, nothing matches, or a weight has NaN or
-            infinite scores; the model is then as it was.
+        ValueError: An argument is not one of the above, nothing matches, a weight has NaN or
+            infinite scores, calibration can not be used, or a Hessian stays indefinite; the model
+            is then as it was.
     """
+    rule = _check_rule(pattern, method, sparsity, scope, allocation, seed, damping)
+    matched = match_modules(model, targets, "prune")
+    modules = _check_weights(matched)
+    shares = sparsity_of_each(rule.sparsity, list(modules))
+    needs = METHODS[method].needs
+    work = ids = None
+    if needs == "weights" and allocation == "uniform":
+        unused = {"windows": windows, "window": window, "state": state, "offload": offload}
+        _refuse_unused(method, calibration=calibration, **unused)
+    else:
+        if calibration is None:
+            raise ValueError(
+                f"prune: calibration must be given for {_calibrated_by(rule)}: the path of a text "
+                "file, texts, a dataset's split or token ids"
+            )
+        if needs not in _LAYERWISE:
+            _refuse_unused(method, state=state)
+        ids = calibration_windows(model, calibration, tokenizer, windows, window)
+        if needs in _LAYERWISE or allocation == "owl":
+            work = calibrated.plan(model, modules, _calibrated_by(rule), ids, offload)
+        else:
+            _refuse_unused(method, offload=offload)
+
+    told = Progress(progress)
+    begin = 0.0
+    if allocation == "owl":
+        begin = _OWL_SHARE if needs != "weights" else 1.0
+        shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
+    if needs in _LAYERWISE:
+        layers = calibrated.prune_layerwise(
+            work,
+            InputNorms if needs == "norms" else Hessian,
+            partial(_decide, rule, shares),
+            state,
+            asdict(rule) | {"sparsity": shares},
+            told,
+            begin,
+        )
+    else:
+        scores_of = _scores(model, rule, modules, ids, told, begin)
+        layers = _prune_by_scores(rule, modules, shares, scores_of)
+    for module in matched.values():
+        fold_masks(module)
+    return PruneReport(pattern, method, tuple(layers), None if ids is None else tuple(ids.shape))
+
+
+def _check_rule(
+    pattern: str,
+    method: str,
+    sparsity: float | Mapping[str, float] | None,
+    scope: str | None,
+    allocation: str,
+    seed: int,
+    damping: float,
+) -> _Rule:
     nm = parse_pattern(pattern)
+    if method == "movement":
+        raise ValueError(
+            "prune: method movement is learned while training; see pruning.MovementPruner"
+        )
     if method not in METHODS:
         raise ValueError(f"prune: method must be one of {', '.join(METHODS)}, got {method!r}")
-    if scope not in SCOPES:
-        raise ValueError(f"prune: scope must be one of {', '.join(SCOPES)}, got {scope!r}")
-    sparsity = _check_sparsity(sparsity, nm, pattern)
-    weights = _check_weights(match_modules(model, targets, "prune"))
-    scores_of = METHODS[method]
-
-    threshold = ties = None
-    if nm is None and scope == "global":
-        threshold, ties = global_threshold([scores_of(w) for w in weights.values()], sparsity)
-    layers = []
-    for name, weight in weights.items():
-        scores = scores_of(weight)
-        if nm is not None:
-            mask = nm_mask(scores, *nm)
-        elif scope == "global":
-            mask, ties = threshold_mask(scores, threshold, ties)
-        else:
-            mask = (layer_mask if scope == "layer" else row_mask)(scores, sparsity)
-        energy = weight.detach().double().square().sum()
-        with torch.no_grad():
-            # masked_fill_, not a product with the mask: that would write -0.0 for negative weights.
-            weight.masked_fill_(~mask, 0.0)
-            left = weight.double().square().sum()
-            zeros = 1 - weight.count_nonzero().item() / weight.numel()
-        kept = (left / energy).item() if energy > 0 else 1.0
-        layers.append(PrunedLayer(name, tuple(weight.shape), zeros, kept))
-    return PruneReport(pattern, method, tuple(layers))
-
-
-def _check_sparsity(sparsity: float | None, nm: tuple[int, int] | None, pattern: str) -> float:
-    if nm is None:
-        sparsity = 0.5 if sparsity is None else sparsity
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"prune: sparsity must be in [0, 1), got {sparsity}")
-        return sparsity
-    own = 1 - nm[0] / nm[1]
-    if sparsity is not None and abs(sparsity - own) > 1e-9:
+    scopes = METHODS[method].scopes
+    if scope is not None and scope not in scopes:
         raise ValueError(
-            f"prune: sparsity of {pattern} must be {own:g} or left out, got {sparsity}"
+            f"prune: scope must be one of {', '.join(scopes)} for {method}, got {scope!r}"
         )
-    return own
+    scope = scope or scopes[0]
+    if allocation not in ALLOCATIONS:
+        raise ValueError(
+            f"prune: allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}"
+        )
+    sparsity = check_sparsity(sparsity, nm, pattern)
+    if allocation == "owl" and nm is not None:
+        raise ValueError(f"prune: pattern must be unstructured for owl, got {pattern}")
+    if isinstance(sparsity, Mapping) and (allocation == "owl" or scope == "global"):
+        what = "owl" if allocation == "owl" else "scope global"
+        raise ValueError(f"prune: sparsity must be one number for {what}, got a share a layer")
+    if allocation == "owl" and scope == "global":
+        raise ValueError("prune: scope must be within a layer for owl, got 'global'")
+    if not 0 < damping < float("inf"):
+        raise ValueError(f"prune: damping must be positive, got {damping}")
+    return _Rule(pattern, nm, method, scope, sparsity, allocation, seed, damping)
 
 
-def _check_weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Name -> weight, each tensor once; refuses what could not be scored."""
-    weights: dict[str, Tensor] = {}
+def _refuse_unused(method: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"prune: {name} must be left out for {method}, which has no use for it, "
+                f"got {type(value).__name__}"
+            )
+
+
+def _calibrated_by(rule: _Rule) -> str:
+    return "owl" if rule.allocation == "owl" else rule.method
+
+
+def _check_weights(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Name -> module, each weight once; refuses what could not be scored."""
+    result: dict[str, nn.Module] = {}
+    seen: set[Tensor] = set()
     for name, module in modules.items():
-        weight = module.weight
-        if any(weight is other for other in weights.values()):
+        if stored_weight(module) in seen:
             continue
+        weight = masked_weight(module)
         if weight.device.type == "meta":
             raise ValueError(f"prune: {name} must hold data, got a meta tensor; load the model")
         if not torch.is_floating_point(weight):
@@ -153,5 +264,71 @@ def _check_weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
         if not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
             raise ValueError(f"prune: {name} must have finite weights, got {bad} NaN or infinite")
-        weights[name] = weight
-    return weights
+        seen.add(stored_weight(module))
+        result[name] = module
+    return result
+
+
+def _decide(
+    rule: _Rule,
+    shares: Mapping[str, float],
+    name: str,
+    module: nn.Module,
+    statistic: InputNorms | Hessian,
+) -> Tensor:
+    """The pruned weight of one layer, by what is known of its inputs."""
+    weight = masked_weight(module)
+    if isinstance(statistic, Hessian):
+        factor, dead = statistic.factor(rule.damping, name)
+        return sparsegpt_prune(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
+    score = {"wanda": wanda_scores, "ria": ria_scores}[rule.method]
+    mask = choose_mask(score(weight, statistic.norm(name)), rule.nm, shares[name], rule.scope)
+    return weight.masked_fill(~mask, 0.0)
+
+
+def _scores(
+    model: nn.Module,
+    rule: _Rule,
+    modules: Mapping[str, nn.Module],
+    ids: Tensor | None,
+    told: Progress,
+    begin: float,
+) -> Callable[[str], Tensor]:
+    """Name -> scores [N, K], made when asked for."""
+    if rule.method == "magnitude":
+        return lambda name: magnitude_scores(masked_weight(modules[name]))
+    if rule.method == "random":
+        return lambda name: random_scores(masked_weight(modules[name]), name, rule.seed)
+    with evaluating(model):
+        gradients = mean_gradients(
+            model,
+            {name: stored_weight(module) for name, module in modules.items()},
+            ids,
+            told.span(begin, 1.0, len(ids)),
+        )
+    return lambda name: taylor_scores(masked_weight(modules[name]), gradients[name])
+
+
+def _prune_by_scores(
+    rule: _Rule,
+    modules: Mapping[str, nn.Module],
+    shares: Mapping[str, float],
+    scores_of: Callable[[str], Tensor],
+) -> list[PrunedLayer]:
+    """Writes the zeros, layer after layer."""
+    by_threshold = rule.nm is None and rule.scope == "global"
+    if by_threshold:
+        threshold, ties = global_threshold([scores_of(name) for name in modules], rule.sparsity)
+    rows = []
+    for name, module in modules.items():
+        if by_threshold:
+            mask, ties = threshold_mask(scores_of(name), threshold, ties)
+        else:
+            mask = choose_mask(scores_of(name), rule.nm, shares[name], rule.scope)
+        weight = masked_weight(module)
+        # masked_fill, not a product with the mask: that would write -0.0 for negative weights.
+        pruned = weight.masked_fill(~mask, 0.0)
+        rows.append(pruned_layer(name, weight, pruned))
+        with torch.no_grad():
+            stored_weight(module).copy_(pruned)
+    return rows

@@ -90,6 +90,52 @@ def row_mask(scores: Tensor, sparsity: float) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
 
 
+def quantile(values: Tensor, q: float) -> Tensor:
+    """The q-quantile, interpolated as torch.quantile does, which refuses above 2^24 elements.
+
+    Args:
+        values: Any shape, not empty, no NaN.
+        q: In [0, 1].
+    """
+    flat = values.flatten()
+    rank = q * (flat.numel() - 1)
+    below = int(rank)
+    low = flat.kthvalue(below + 1).values
+    if rank == below:
+        return low
+    return torch.lerp(low, flat.kthvalue(below + 2).values, rank - below)
+
+
+def quantile_mask(scores: Tensor, sparsity: float) -> Tensor:
+    """Unstructured by a threshold: what reaches the layer's quantile stays, all ties with it.
+
+    Unlike `layer_mask` it does not cut ties to an exact count, so that a layer of few different
+    scores loses fewer weights than asked. Bool [N, K].
+    """
+    return scores >= quantile(scores, sparsity)
+
+
+def choose_mask(
+    scores: Tensor, nm: tuple[int, int] | None, sparsity: float, scope: str = "layer"
+) -> Tensor:
+    """The mask of one layer.
+
+    Args:
+        scores: [N, K], no NaN.
+        nm: (N, M) of the pattern, or None for unstructured.
+        sparsity: For unstructured, the share that goes.
+        scope: For unstructured, "layer", "row" or "quantile".
+
+    Returns:
+        Bool [N, K], True where kept.
+    """
+    if nm is not None:
+        return nm_mask(scores, *nm)
+    return {"layer": layer_mask, "row": row_mask, "quantile": quantile_mask}[scope](
+        scores, sparsity
+    )
+
+
 def global_threshold(all_scores: list[Tensor], sparsity: float) -> tuple[float, int]:
     """Score of the last kept weight over all layers, and how many of that very score are kept.
 

@@ -1,5 +1,6 @@
 // The launcher of the bitmask product and what it plans behind a C interface, for tests that run it
 // in the emulator.
+#include "../../csrc/cuda/bitmask_convert.h"
 #include "../../csrc/cuda/bitmask_sm80.h"
 #include "../../csrc/cuda/kernels_cuda.h"
 
@@ -24,6 +25,10 @@ int decompress(const void* values, const void* bitmask, const void* offsets, int
 
 int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
     return bitmask_workspace_bytes(M, N, K, sms);
+}
+
+int64_t dense_tokens(int64_t N, int64_t K, int capability) {
+    return bitmask_dense_tokens(N, K, capability);
 }
 
 struct Plan {

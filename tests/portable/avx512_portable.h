@@ -173,6 +173,31 @@ inline __m512 maskz_mov_ps(__mmask16 mask, __m512 v) {
     return floats([&](int i) { return bit(mask, i) ? x[i] : 0.0F; });
 }
 template <class Lane>
+__m512i unpack(__m512i a, __m512i b, int half) {  // within each 128 bits: a, b, a, b of one half
+    constexpr int kQuarter = Lanes<Lane>::kCount / 4;
+    const auto x = bits<Lanes<Lane>>(a), y = bits<Lanes<Lane>>(b);
+    return make<__m512i, Lane>([&](int i) {
+        const int from = i / kQuarter * kQuarter + half * kQuarter / 2 + i % kQuarter / 2;
+        return i % 2 ? y[from] : x[from];
+    });
+}
+inline __m512i unpacklo_epi32(__m512i a, __m512i b) { return unpack<uint32_t>(a, b, 0); }
+inline __m512i unpackhi_epi32(__m512i a, __m512i b) { return unpack<uint32_t>(a, b, 1); }
+inline __m512i unpacklo_epi64(__m512i a, __m512i b) { return unpack<uint64_t>(a, b, 0); }
+inline __m512i unpackhi_epi64(__m512i a, __m512i b) { return unpack<uint64_t>(a, b, 1); }
+inline __m512i shuffle_i32x4(__m512i a, __m512i b, int which) {  // two quarters of a, two of b
+    const auto x = bits<W>(a), y = bits<W>(b);
+    return words([&](int i) {
+        const int from = (which >> i / 4 * 2 & 3) * 4 + i % 4;
+        return i < 8 ? x[from] : y[from];
+    });
+}
+inline __m512i shuffle_epi8(__m512i v, __m512i index) {  // within each 128 bits
+    const auto x = bits<Lanes<uint8_t>>(v), n = bits<Lanes<uint8_t>>(index);
+    return make<__m512i, uint8_t>(
+        [&](int i) -> uint8_t { return n[i] & 0x80 ? 0 : x[(i & ~15) + (n[i] & 15)]; });
+}
+template <class Lane>
 Lanes<Lane> expand(uint64_t mask, const Lanes<Lane>& x) {
     Lanes<Lane> out{};
     for (int i = 0, next = 0; i < Lanes<Lane>::kCount; ++i)
@@ -297,6 +322,13 @@ inline __m256i cvtps_ph(__m512 v, int) {  // round to nearest even
 #define _mm512_permutexvar_epi32 portable::permutexvar_epi32
 #define _mm512_permutexvar_epi16 portable::permutexvar_epi16
 #define _mm512_permutevar_ps portable::permutevar_ps
+#define _mm512_unpacklo_epi32 portable::unpacklo_epi32
+#define _mm512_unpackhi_epi32 portable::unpackhi_epi32
+#define _mm512_unpacklo_epi64 portable::unpacklo_epi64
+#define _mm512_unpackhi_epi64 portable::unpackhi_epi64
+#undef _mm512_shuffle_i32x4
+#define _mm512_shuffle_i32x4 portable::shuffle_i32x4
+#define _mm512_shuffle_epi8 portable::shuffle_epi8
 #define _mm512_maskz_mov_ps portable::maskz_mov_ps
 #define _mm512_maskz_expand_ps portable::maskz_expand_ps
 #define _mm512_maskz_expand_epi16 portable::maskz_expand_epi16

@@ -1,4 +1,5 @@
-// The AVX-512 kernels, compiled with portable intrinsics, for ctypes; see tests/test_portable.py.
+// The AVX-512 and AMX kernels, compiled with portable intrinsics, for ctypes; see
+// tests/test_portable.py.
 #include "../../csrc/kernels.h"
 
 using namespace prunekern;
@@ -14,7 +15,7 @@ void serial(int64_t n, int64_t, void (*body)(void*, int64_t, int64_t), void* ctx
 extern "C" {
 
 // kernel: 0 sparse24_avx512, 1 sparse24_avx512bf16, 2 bitmask_avx512, 3 bitmask_avx512bf16,
-// 4 csr_avx512; tensors a, b, c in the order of the packed weight.
+// 4 csr_avx512, 5 sparse24_amx, 6 bitmask_amx; tensors a, b, c in the order of the packed weight.
 void portable_linear(int kernel, const void* x, void* y, const void* bias, int64_t M, int64_t N,
                      int64_t K, int dtype, const void* a, const void* b, const void* c, bool wide) {
     const Problem p{x, y, bias, M, N, K, static_cast<DType>(dtype), serial};
@@ -25,6 +26,8 @@ void portable_linear(int kernel, const void* x, void* y, const void* bias, int64
         case 2: return bitmask_linear_avx512(p, {a, b, starts});
         case 3: return bitmask_linear_avx512bf16(p, {a, b, starts});
         case 4: return csr_linear_avx512(p, {a, b, wide, starts});
+        case 5: return sparse24_linear_amx(p, {a, b});
+        case 6: return bitmask_linear_amx(p, {a, b, starts});
     }
 }
 }
