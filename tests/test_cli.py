@@ -53,7 +53,7 @@ def test_hardware_of_a_chip_that_is_not_here_is_modelled():
     told = sentences("H100 SXM")
     assert invoke("hardware", "--chip", "H100 SXM").splitlines() == told
     assert json.loads(invoke("hardware", "--chip", "H100 SXM", "--json")) == {"modelled": told}
-    with pytest.raises(ValueError, match="^hardware: chip must be one of A100 80G, H100 SXM"):
+    with pytest.raises(ValueError, match=r"^hardware: chip must be one of A100 80G, H100 SXM"):
         invoke("hardware", "--chip", "H100")
 
 

@@ -21,14 +21,13 @@ SPARSITIES, TOKENS = (0.5, 0.7, 0.9), (1, 16, 512)  # that are spoken of
 # What drivers call these chips.
 _DRIVER_NAMES = {
     "NVIDIA A100-SXM4-80GB": "A100 80G",
-    "NVIDIA A100 80GB PCIe": "A100 80G",
     "NVIDIA H100 80GB HBM3": "H100 SXM",
     "NVIDIA H200": "H200",
     "NVIDIA GeForce RTX 4090": "RTX 4090",
     "NVIDIA L4": "L4",
 }
 # Bytes of the layouts at 16 bits, padding left out: see prunekern/layouts. bitmask has an offset
-# for each tile of 1024, whose values fill 16 bytes, 7 more than they have on average.
+# for each tile of 1024, whose values fill units of 16 bytes: 7 too many on average.
 _META_BYTES = {"2:4": 0.125, "bitmask": 0.125 + 4 / 1024 + 7 / 1024}
 _ENTRY_BYTES = {"2:4": 2, "bitmask": 2, "csr": 4}
 
@@ -59,8 +58,8 @@ class Counted:
     l2_bytes: Line
 
 
-# Kernel -> tokens up to which a row counts -> what was counted at so many, fp16, W 4096 x 4096, by
-# the plan of an A100; lines through 50 and 90 % zeros, which miss the counts between by 4 % at
+# Kernel -> tokens up to which a row counts -> what was counted at so many, fp16, on a quarter of a W
+# of 4096 x 4096 by the plan of a quarter of an A100; lines through 50 and 90 % zeros, which miss the counts between by 4 % at
 # most. The last row counts in proportion to the tokens, from the row before it on.
 COUNTED: Mapping[str, Mapping[int, Counted]] = {
     "2:4": {
@@ -200,6 +199,6 @@ def sentences(chip_name: str, who: str = "sentences") -> list[str]:
 def chip_named(name: str) -> str | None:
     """The key of `roofline.CHIPS` for a GPU's name as its driver gives it, or None.
 
-    Cards of other memory or power, as "NVIDIA H100 PCIe", are none of them.
+    Cards of other memory or power, as "NVIDIA A100 80GB PCIe", are none of them.
     """
     return _DRIVER_NAMES.get(name)
