@@ -58,9 +58,9 @@ class Counted:
     l2_bytes: Line
 
 
-# Kernel -> tokens up to which a row counts -> what was counted at so many: fp16, a quarter of a W of
-# 4096 x 4096, the plan of a quarter of an A100; lines through 50 and 90 % zeros, which miss the
-# counts between by 4 % at most. The last row counts in proportion to the tokens, from the row
+# Kernel -> tokens up to which a row counts -> what was counted at so many: fp16, a quarter of a
+# W of 4096 x 4096, the plan of a quarter of an A100; lines through 50 and 90 % zeros, which miss
+# the counts between by 4 % at most. The last row counts in proportion to the tokens, from the row
 # before it on.
 COUNTED: Mapping[str, Mapping[int, Counted]] = {
     "2:4": {
