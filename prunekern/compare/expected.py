@@ -116,11 +116,28 @@ def product(chip: Chip, storage: str, sparsity: float, M: int, N: int, K: int) -
         K: in_features.
     """
     sparsity = 0.5 if storage == "2:4" else sparsity
-    hopper = chip.mma_share < 1
     dram_bytes = N * K * bytes_a_weight(storage, sparsity) + 2 * M * (N + K)
     if storage == DENSE:
-        return modelled(chip, Work(dram_bytes, macs=M * N * K, wgmma=hopper))
-    wgmma = hopper and storage == "2:4" and M > 64
+        return modelled(chip, Work(dram_bytes, macs=M * N * K, wgmma=chip.mma_share < 1))
+    if storage == "bitmask":
+        expanded = _launch(chip, storage, sparsity, M, N, K, dram_bytes)
+        return min(expanded, made_dense(chip, sparsity, M, N, K), key=lambda m: m.seconds)
+    return _launch(chip, storage, sparsity, M, N, K, dram_bytes)
+
+
+def made_dense(chip: Chip, sparsity: float, M: int, N: int, K: int) -> Modelled:
+    """What bitmask does for very many tokens: one launch makes W dense, then a dense product."""
+    dense = product(chip, DENSE, 0, M, N, K)
+    moved = modelled(chip, Work(N * K * (bytes_a_weight("bitmask", sparsity) + 2)))
+    seconds = moved.limits[moved.limit] + dense.limits[dense.limit]
+    return Modelled({"made dense": seconds}, moved.fixed + dense.fixed)
+
+
+def _launch(
+    chip: Chip, storage: str, sparsity: float, M: int, N: int, K: int, dram_bytes: float
+) -> Modelled:
+    """The product of a kernel of ours."""
+    wgmma = chip.mma_share < 1 and storage == "2:4" and M > 64
     work, scale = _counted("2:4 wgmma" if wgmma else storage, M)
     units = N * K / 1024 * scale
     macs = 8 * -(-M // 8) * N * K
