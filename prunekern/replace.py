@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +147,8 @@ def replace_linears(
             continue  # under a second name: its id must not be given to another layer yet
         del linear
     release_memory()
+    if swapped:
+        _attach_quantizer(model)
     report = ReplaceReport(tuple(layers))
     _warn(report, kernel)
     return report
@@ -281,6 +284,18 @@ def move_hooks(source: nn.Module, target: nn.Module) -> None:
         "_backward_pre_hooks",
     ):
         getattr(target, hooks).update(getattr(source, hooks))
+
+
+def _attach_quantizer(model: nn.Module) -> None:
+    """Makes transformers' own save_pretrained write what it can read back.
+
+    As after loading; without it config.json would name no format, and the file load as random
+    weights. Looked up where prunekern.checkpoint has registered it.
+    """
+    tables = sys.modules.get("transformers.quantizers.auto")
+    quantizer = tables and tables.AUTO_QUANTIZER_MAPPING.get("prunekern")
+    if quantizer and hasattr(model, "save_pretrained") and not hasattr(model, "hf_quantizer"):
+        model.hf_quantizer = quantizer.of(model)
 
 
 def _forget_quantizer(model: nn.Module) -> None:

@@ -280,6 +280,21 @@ def test_a_model_without_a_head_and_one_with_another(tmp_path):
         assert torch.equal(other.model(ids).last_hidden_state, wanted)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_transformers_own_save_pretrained_reloads(tmp_path, kernel):
+    model = sparse_llama(kernel)
+    model.save_pretrained(tmp_path / "model")
+    again = load(tmp_path / "model")
+    same_tensors(again.state_dict(), model.state_dict())
+    assert any(isinstance(m, SparseLinear) for m in again.modules())
+    prunekern.restore_linears(model)
+    model.save_pretrained(tmp_path / "dense")
+    same_tensors(load(tmp_path / "dense").state_dict(), model.state_dict())
+    prunekern.replace_linears(model, kernel, targets=["q_proj"])  # and fewer layers than before
+    model.save_pretrained(tmp_path / "fewer")
+    same_tensors(load(tmp_path / "fewer").state_dict(), model.state_dict())
+
+
 def test_restored_models_are_dense_for_everybody(tmp_path):
     model = sparse_llama("csr")
     prunekern.save_pretrained(model, tmp_path / "model")

@@ -76,6 +76,11 @@ class PrunekernQuantizer(HfQuantizer):
                 "as an argument; load the model, then call prunekern.replace_linears(model)"
             )
 
+    @classmethod
+    def of(cls, model: nn.Module) -> PrunekernQuantizer:
+        """What a model would have if it had been loaded with the sparse layers that it has."""
+        return cls(PrunekernConfig.of(model))
+
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Raises ImportError or ValueError where a model could not be loaded as it was saved."""
         check_transformers("from_pretrained")
