@@ -7,9 +7,8 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from cuda_linear import COUNTER_BYTES, SOURCES, TESTS, Plan
+from cuda_linear import SOURCES, TESTS, LinearHost, Plan
 from gpu_emulation import Counters
-from gpu_emulation.host import HostCode
 from torch import Tensor
 
 from prunekern.formats import compress
@@ -81,7 +80,7 @@ def patterns(N, K):
     }  # fmt: skip
 
 
-class Linear(HostCode):
+class Linear(LinearHost):
     """The op's host code."""
 
     def __init__(self):
@@ -105,11 +104,8 @@ class Linear(HostCode):
         return self.library.dense_tokens(N, K, capability)
 
     def workspace(self, M: int, N: int, K: int, sms: int) -> Tensor:
-        """Counters at zero, slots that are NaN until a block writes them."""
-        size = self.library.workspace_bytes(M, N, K, sms)
-        workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
-        workspace[:COUNTER_BYTES] = 0
-        return workspace
+        """A new one for these sizes."""
+        return self.new_workspace(self.library.workspace_bytes(M, N, K, sms))
 
     def product(
         self, case: Case, sms: int, workspace: Tensor | None = None, **options
@@ -122,17 +118,9 @@ class Linear(HostCode):
         (M, K), N = case.x.shape, len(case.weight)
         if workspace is None:
             workspace = self.workspace(M, N, K, sms)
-        y = torch.full((M, N), torch.nan, dtype=case.x.dtype)
-        memory = {"x": case.x, "y": y, "workspace": workspace}
-        memory |= dict(zip(WEIGHT, case.packed, strict=True))
-        if case.bias is not None:
-            memory["bias"] = case.bias
-        bias = None if case.bias is None else "bias"
-        is_half = int(case.x.dtype == torch.float16)
-        arguments = [M, N, K, sms, is_half, "x", *WEIGHT, bias, "y", "workspace"]
-        counters = self.run("linear", arguments, memory, uninitialised=("y",), **options)
-        assert not workspace[:COUNTER_BYTES].any()
-        return y, counters
+        sizes = [M, N, K, sms, int(case.x.dtype == torch.float16)]
+        weight = dict(zip(WEIGHT, case.packed, strict=True))
+        return self.multiply("linear", sizes, case, weight, workspace, **options)
 
 
 @functools.cache

@@ -7,9 +7,8 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from cuda_linear import COUNTER_BYTES, SOURCES, TESTS
+from cuda_linear import COUNTER_BYTES, SOURCES, TESTS, LinearHost
 from gpu_emulation import Counters
-from gpu_emulation.host import HostCode
 from torch import Tensor
 
 from prunekern.formats import compress_csr
@@ -121,7 +120,7 @@ def random_case(M: int, N: int, K: int, sparsity: float, dtype=torch.float16) ->
     return case_of(M, weight, bias=False)
 
 
-class Linear(HostCode):
+class Linear(LinearHost):
     """The kernel's host code."""
 
     def __init__(self):
@@ -147,13 +146,10 @@ class Linear(HostCode):
         return self.plan(M, N, K, case.units, sms, case.x.element_size())
 
     def workspace(self, case: Case, sms: int) -> Tensor:
-        """Counters at zero, slots that are NaN until a warp writes them."""
+        """A new one for a case."""
         (M, K), N = case.x.shape, len(case.weight)
         dtype = DTYPES.index(case.x.dtype)
-        size = self.library.workspace_bytes(M, N, K, case.units, sms, dtype)
-        workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
-        workspace[:COUNTER_BYTES] = 0
-        return workspace
+        return self.new_workspace(self.library.workspace_bytes(M, N, K, case.units, sms, dtype))
 
     def product(
         self, case: Case, sms: int, workspace: Tensor | None = None, **options
@@ -166,17 +162,10 @@ class Linear(HostCode):
         (M, K), N = case.x.shape, len(case.weight)
         if workspace is None:
             workspace = self.workspace(case, sms)
-        y = torch.full((M, N), torch.nan, dtype=case.x.dtype)
+        sizes = [M, N, K, case.units, sms, DTYPES.index(case.x.dtype)]
         values, columns, crow = case.packed
-        memory = {"x": case.x, "values": values, "col_indices": columns.view(torch.int16)}
-        memory |= {"crow_indices": crow, "bias": case.bias, "y": y, "workspace": workspace}
-        memory = {name: tensor for name, tensor in memory.items() if tensor is not None}
-        arguments = [M, N, K, case.units, sms, DTYPES.index(case.x.dtype), "x", "values"]
-        arguments += ["col_indices", "crow_indices", None if case.bias is None else "bias"]
-        arguments += ["y", "workspace"]
-        counters = self.run("linear", arguments, memory, uninitialised=("y",), **options)
-        assert not workspace[:COUNTER_BYTES].any()
-        return y, counters
+        weight = {"values": values, "col_indices": columns.view(torch.int16), "crow_indices": crow}
+        return self.multiply("linear", sizes, case, weight, workspace, **options)
 
 
 @functools.cache

@@ -116,7 +116,34 @@ def make_case(M: int, N: int, K: int, dtype, *, bias=True, exact=False) -> Case:
     return Case(x, *_weight(N, K, dtype, exact), b)
 
 
-class Linear(HostCode):
+class LinearHost(HostCode):
+    """Host code of a product: what the harnesses of all formats share."""
+
+    @staticmethod
+    def new_workspace(size: int) -> Tensor:
+        """So many bytes: counters at zero, slots that are NaN until something writes them."""
+        workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
+        workspace[:COUNTER_BYTES] = 0
+        return workspace
+
+    def multiply(
+        self, function: str, sizes: list[int], case, weight: dict[str, Tensor], workspace, **options
+    ) -> tuple[Tensor, Counters]:
+        """(y, counters) of ``function(*sizes, x, *weight, bias, y, workspace)``.
+
+        Raises:
+            AssertionError: A counter of the workspace is not zero afterwards.
+        """
+        y = torch.full((len(case.x), len(case.weight)), torch.nan, dtype=case.x.dtype)
+        memory = {"x": case.x, **weight, "bias": case.bias, "y": y, "workspace": workspace}
+        arguments = [*sizes, *(name if t is not None else None for name, t in memory.items())]
+        memory = {name: tensor for name, tensor in memory.items() if tensor is not None}
+        counters = self.run(function, arguments, memory, uninitialised=("y",), **options)
+        assert not workspace[:COUNTER_BYTES].any()
+        return y, counters
+
+
+class Linear(LinearHost):
     """A variant's host code."""
 
     def __init__(self, name: str):
@@ -147,10 +174,8 @@ class Linear(HostCode):
         return self.library.workspace_bytes(M, N, K, sms)
 
     def workspace(self, M: int, N: int, K: int, sms: int) -> Tensor:
-        """Counters at zero, slots that are NaN until a block writes them."""
-        workspace = torch.full((self.workspace_bytes(M, N, K, sms),), 0xFF, dtype=torch.uint8)
-        workspace[:COUNTER_BYTES] = 0
-        return workspace
+        """A new one for these sizes."""
+        return self.new_workspace(self.workspace_bytes(M, N, K, sms))
 
     def product(
         self, case: Case, sms: int, workspace: Tensor | None = None, **options
@@ -163,16 +188,9 @@ class Linear(HostCode):
         (M, K), N = case.x.shape, len(case.weight)
         if workspace is None:
             workspace = self.workspace(M, N, K, sms)
-        y = torch.full((M, N), torch.nan, dtype=case.x.dtype)
-        memory = {"x": case.x, "values": case.values, "meta": case.meta, "bias": case.bias}
-        memory |= {"y": y, "workspace": workspace}
-        memory = {name: tensor for name, tensor in memory.items() if tensor is not None}
-        bias = None if case.bias is None else "bias"
-        is_half = int(case.x.dtype == torch.float16)
-        arguments = [M, N, K, sms, is_half, "x", "values", "meta", bias, "y", "workspace"]
-        counters = self.run(self._linear, arguments, memory, uninitialised=("y",), **options)
-        assert not workspace[:COUNTER_BYTES].any()
-        return y, counters
+        sizes = [M, N, K, sms, int(case.x.dtype == torch.float16)]
+        weight = {"values": case.values, "meta": case.meta}
+        return self.multiply(self._linear, sizes, case, weight, workspace, **options)
 
 
 @functools.cache

@@ -10,8 +10,7 @@ namespace prunekern {
 
 int64_t bitmask_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
     const BitmaskPlan plan = bitmask_plan(M, N, K, sms);
-    const bool shared = plan.stripes.blocks != plan.stripes.row_groups;
-    return workspace_bytes(shared ? plan.stripes.blocks : 0, plan.slot_bytes);
+    return workspace_bytes(plan.stripes, plan.slot_bytes);
 }
 
 template <class Element>

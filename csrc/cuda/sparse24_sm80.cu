@@ -9,8 +9,7 @@
 namespace prunekern {
 
 static int64_t workspace_bytes_of(const Sparse24Plan& plan) {
-    const bool shared = plan.stripes.blocks != plan.stripes.row_groups;
-    return workspace_bytes(shared ? plan.stripes.blocks : 0, plan.slot_bytes);
+    return workspace_bytes(plan.stripes, plan.slot_bytes);
 }
 
 int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
