@@ -10,7 +10,7 @@ import functools
 
 import torch
 
-from rivals import (  # fmt: skip
+from rivals import (
     deepsparse,
     onnxruntime,
     openvino,
