@@ -9,19 +9,40 @@ factor of H^-1:
     w[j:]   -= (w_j - w'_j) / U[j, j] * U[j, j:]           cost of it:  w_j^2 / U[j, j]^2
 
 so one factorization serves all columns, all rows, and all layers that read the same input.
+
+Where kept weights are to be rounded (section 3.5 of the paper), w' is the rounded weight and the
+same update makes up for rounding, too. The scale of a group is found when its first column's turn
+comes, from the weights as they are then and the mask that they would have.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prunekern.formats.quantized import PER_ROW, find_scales, round_to
 from prunekern.pruning.masks import kept_count, largest_mask, nm_mask
 
 BLOCK = 128  # columns whose unstructured mask is chosen together, before their own errors arrive
 _RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What kept weights are rounded to: see formats/quantized.py.
+
+    Attributes:
+        bits: Of a weight.
+        group_size: Inputs that share a scale, or -1 for all of a row.
+        dtype: Of the scales.
+    """
+
+    bits: int
+    group_size: int
+    dtype: torch.dtype
 
 
 def inverse_factor(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor]:
@@ -82,6 +103,7 @@ def sparsegpt_prune(
     nm: tuple[int, int] | None,
     sparsity: float,
     frozen: Tensor | None = None,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """The pruned weight, its kept entries rewritten.
 
@@ -95,6 +117,7 @@ def sparsegpt_prune(
         nm: (N, M) of the pattern, or None for unstructured.
         sparsity: For unstructured, the share that goes.
         frozen: Bool [N, K], zeros that must stay zeros; they are among the first to go.
+        rounding: What kept weights are rounded to, for N:M; None leaves them as they are.
 
     Returns:
         [N, K] float32.
@@ -119,8 +142,19 @@ def sparsegpt_prune(
                 group = slice(j, j + nm[1])
                 scores = _costs(piece[group], u.diagonal()[group], out[group])
                 out[group] |= ~nm_mask(scores.t().contiguous(), *nm).t()
-            errors[j] = piece[j].masked_fill(~out[j], 0.0) / u[j, j]
+            target = piece[j].masked_fill(out[j], 0.0)
+            if rounding is not None:
+                size = K if rounding.group_size == PER_ROW else rounding.group_size
+                if (start + j) % size == 0:
+                    columns = slice(start + j, start + j + size)
+                    scores = _costs(w[columns], factor.diagonal()[columns], gone[columns])
+                    kept = nm_mask(scores.t().contiguous(), *nm)
+                    group = w[columns].t().masked_fill(~kept, 0.0)
+                    scales = find_scales(group, rounding.bits, rounding.dtype).float()
+                target = round_to(target[:, None], scales, rounding.bits)[:, 0] * scales
+            errors[j] = (piece[j] - target) / u[j, j]
             piece[j:].addr_(u[j, j:], errors[j], alpha=-1)
+            piece[j] = target
         w[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)
     # The subtraction leaves rounding errors and -0.0 where a zero is meant.
     return w.masked_fill_(gone, 0.0).t().contiguous()
