@@ -1,5 +1,5 @@
 // y[M,N] = x[M,K] W[N,K]^T with W 2:4 of int8 or int4 and bf16 scales, on AMX. The packed weight is
-// that of sparse24_int_simd.h at 16 rows, which also serves the fewest tokens.
+// that of sparse24_int_avx512.cpp, which also serves the fewest tokens.
 //
 // A group of 16 rows is expanded to two lines of a bf16 tile, as sparse24_amx.cpp draws them: its
 // kept numbers times their scale, rounded to bf16 and put side by side in a lane, then spread by
@@ -10,7 +10,7 @@
 // Limit: 0.625 or 0.375 bytes a weight are few, so that expansion binds up to some 32 tokens; from
 // there on the products, see amx_linear.h.
 #include "amx_linear.h"
-#include "sparse24_int_simd.h"
+#include "sparse24_int_tile.h"
 
 namespace prunekern {
 namespace {
@@ -98,21 +98,19 @@ struct Tiles {
 
 constexpr int64_t kDecodeTokens = 4;
 
-template <class Number>
-void linear(const Problem& p, const QuantizedSparse24Weight& w) {
-    if (p.M <= kDecodeTokens)
-        sparse24_int::linear<BF16, Number>(p, w);
-    else
-        linear_by_tiles<Tiles<Number>>(p, w);
-}
-
 }  // namespace
 
 void sparse24_int8_linear_amx(const Problem& p, const QuantizedSparse24Weight& w) {
-    linear<sparse24_int::Int8>(p, w);
+    if (p.M <= kDecodeTokens)
+        sparse24_int8_linear_avx512(p, w);
+    else
+        linear_by_tiles<Tiles<sparse24_int::Int8>>(p, w);
 }
 void sparse24_int4_linear_amx(const Problem& p, const QuantizedSparse24Weight& w) {
-    linear<sparse24_int::Int4>(p, w);
+    if (p.M <= kDecodeTokens)
+        sparse24_int4_linear_avx512(p, w);
+    else
+        linear_by_tiles<Tiles<sparse24_int::Int4>>(p, w);
 }
 
 }  // namespace prunekern
