@@ -1,6 +1,6 @@
 """A page in headless Chromium: what it says on the console, its DOM after loading, screenshots.
 
-    python tests/browser.py results/compare.html FOLDER     # light.png, dark.png, phone.png
+python tests/browser.py results/compare.html FOLDER     # light.png, dark.png, phone.png
 """
 
 import html

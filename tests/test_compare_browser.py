@@ -14,8 +14,9 @@ pytestmark = pytest.mark.slow
 # Sizes are those on the screen: drawings are stretched.
 MEASURE = """
 onload = () => {
-  const frame = document.getElementById("page"), view = frame.contentWindow, page = view.document;
-  const width = page.documentElement.clientWidth, found = {width, beyond: [], small: [], covered: []};
+  const view = document.getElementById("page").contentWindow, page = view.document;
+  const width = page.documentElement.clientWidth;
+  const found = {width, beyond: [], small: [], covered: []};
   found.scroll = page.documentElement.scrollWidth;
   found.background = view.getComputedStyle(page.body).backgroundColor;
   const words = [...page.querySelectorAll("svg.panel text")];

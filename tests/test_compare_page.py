@@ -1,4 +1,4 @@
-"""compare.html from made-up comparisons: what stands in it, and that it needs and lets in nothing."""
+"""compare.html from made-up comparisons: what is in it, and that it needs and lets in nothing."""
 
 import html.parser
 import itertools
@@ -84,7 +84,9 @@ def test_headings_labels_and_targets_are_in_order():
     assert len(labels) == 2 + 6 + 2 + 4 and all(len(label) > 30 for label in labels)
     assert all(a.get("aria-hidden") or a.get("role") == "img" for a in drawings)
     assert all(a.get("scope") for a in page.all("th"))
-    assert all(a["tabindex"] == "0" and a["aria-label"] for a in page.all("div", **{"class": "scroll"}))
+    assert all(
+        a["tabindex"] == "0" and a["aria-label"] for a in page.all("div", **{"class": "scroll"})
+    )
 
 
 @pytest.mark.parametrize("more", [[], [("2:4", "2:4-int4", 0.5), ("channels", "removed", 0.5)]])
@@ -93,7 +95,9 @@ def test_every_row_stands_in_every_plot(more):
     content = made.to_html()
     names = [row["variant"] for row in made.rows]
     quality = section(content, "Quality against speed")
-    assert [title.split(":  ")[0] for _, title in marks(quality)] and len(marks(quality)) == len(names)
+    assert [title.split(":  ")[0] for _, title in marks(quality)] and len(marks(quality)) == len(
+        names
+    )
     memory = section(content, "Memory")
     for name in names:
         assert any(title.startswith(f"{name}: perplexity") for _, title in marks(quality))
@@ -162,13 +166,18 @@ def test_no_perplexity_is_too_large_to_be_drawn():
 def test_front_passes_through_what_nothing_beats():
     from prunekern.compare.page.rows import _front
 
-    rows = [{"decode_tokens_per_s": s, "perplexity": p} for s, p in [(10, 9), (30, 20), (20, 25), (40, 21)]]
+    rows = [
+        {"decode_tokens_per_s": s, "perplexity": p}
+        for s, p in [(10, 9), (30, 20), (20, 25), (40, 21)]
+    ]
     x, y = linear_axis([40]), log_axis([9, 25])
     stairs = [(0, 9), (10, 9), (10, 20), (30, 20), (30, 21), (40, 21), (40, y.high)]
     assert _front(rows, x, y) == stairs
 
 
-@pytest.mark.parametrize("low,high", [(9.8, 10.1), (9.87, 33), (0.2, 16), (9.9, 8e5), (3, 3), (1e9, 2e12)])
+@pytest.mark.parametrize(
+    "low,high", [(9.8, 10.1), (9.87, 33), (0.2, 16), (9.9, 8e5), (3, 3), (1e9, 2e12)]
+)
 def test_log_axes_hold_their_values_and_a_readable_number_of_ticks(low, high):
     axis = log_axis([low, high, math.inf])
     assert 0 < axis.share(low) <= axis.share(high) < 1 and axis.share(math.inf) == 1

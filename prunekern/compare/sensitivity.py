@@ -2,8 +2,8 @@
 
     error of a layer    ||x (W - W')^T||^2 / ||x W^T||^2
 
-with W' pruned by magnitude as the rows of the comparison are, and x what the layer gets in the dense
-model: the share of its output's energy that pruning it alone turns into noise. One pass over one
+with W' pruned by magnitude as the rows of the comparison are, and x what the layer gets in the
+dense model: the share of its output's energy that pruning it alone turns into noise. One pass over one
 window gives it for all layers. How much the layers after it care is left out; the rise of the loss
 has that in it, and costs a pass for each layer.
 """

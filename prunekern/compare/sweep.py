@@ -127,7 +127,8 @@ def _contenders(shape: tuple[int, int], variants: list[Variant]) -> list[Contend
     contenders = []
     for variant in variants:
         linear = nn.Linear(K, N, bias=False, device="meta")
-        linear.weight = nn.Parameter(weight.to(DTYPES[variant.dtype]), requires_grad=False)
+        own = weight.to(DTYPES[variant.dtype], copy=True)  # pruned in place
+        linear.weight = nn.Parameter(own, requires_grad=False)
         model = nn.ModuleDict({_LAYER: linear})
         build(model, variant, [_LAYER])
         layer = model[_LAYER]
@@ -162,7 +163,7 @@ def _measured(
     seconds = {}
     for tokens in TOKENS:
         x = torch.randn(tokens, shape[1]).to(DTYPES[dtype])
-        seconds[tokens] = _rounds([lambda turn=turn: next(turn)(x) for turn in turns])
+        seconds[tokens] = _rounds([lambda turn=turn, x=x: next(turn)(x) for turn in turns])
     return [
         _line(contender, shape, dtype, limits, {t: (s[0], s[i]) for t, s in seconds.items()})
         for i, contender in enumerate(contenders)

@@ -1,4 +1,4 @@
-"""compare.html: one file that needs no network; charts are inline SVG, colours follow the scheme."""
+"""compare.html: one file without network; charts are inline SVG, colours follow the scheme."""
 
 from prunekern.compare.page.page import to_html
 

@@ -23,7 +23,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def pareto(rows: Rows, kinds: Kinds) -> str:
-    """Perplexity against decode speed, a panel a dtype, and the rows that no other beats in both."""
+    """Perplexity against decode speed, a panel a dtype, and the rows that none beats in both."""
     x = linear_axis(row["decode_tokens_per_s"] for row in rows)
     y = log_axis((row["perplexity"] for row in rows), pad=1.25)
     front = _front(rows, x, y)
@@ -38,7 +38,9 @@ def pareto(rows: Rows, kinds: Kinds) -> str:
             kind = kinds[row["storage"]]
             classes = f"k{kind}" + " hollow" * stores_zeros(row)
             panel.mark(*_point(row), MARKERS[kind], classes, said(row))
-        places = label_places([panel.at(*_point(row)) for row in mine.values()], list(map(str, mine)))
+        places = label_places(
+            [panel.at(*_point(row)) for row in mine.values()], list(map(str, mine))
+        )
         for (across, down), i in zip(places, mine, strict=True):
             panel.words(across, down + 4, str(i), "middle", "strong")
         words = "; ".join(f"{i}, {said(row)}" for i, row in mine.items())

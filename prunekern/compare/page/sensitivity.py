@@ -75,9 +75,7 @@ def _map(
         )
     for i in range(0, len(blocks), -(-len(blocks) // 8)):
         middle = _LEFT + size * (i + 0.5)
-        parts.append(
-            tag("text", text(blocks[i]), x=middle, y=bottom + 14, text_anchor="middle")
-        )
+        parts.append(tag("text", text(blocks[i]), x=middle, y=bottom + 14, text_anchor="middle"))
     parts.append(tag("text", "decoder layer", x=_LEFT - 5, y=bottom + 14, text_anchor="end"))
     parts += _scale(bottom + 24, label, most)
     worst = sorted(layers, key=lambda layer: -layer[measure][pruning])[:5]

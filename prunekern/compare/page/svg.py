@@ -146,9 +146,7 @@ class Panel:
             if x - half > room:
                 place = min(x, WIDTH - half)
                 room = place + half + 4
-                under.append(
-                    tag("text", text(words), x=place, y=bottom + 16, text_anchor="middle")
-                )
+                under.append(tag("text", text(words), x=place, y=bottom + 16, text_anchor="middle"))
         for value in self.y.ticks:
             _, y = self.at(self.x.low, value)
             under.append(tag("path", d=f"M{left} {y:.1f}H{right}", class_="grid"))

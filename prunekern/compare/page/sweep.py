@@ -30,7 +30,9 @@ def speedups(sweep: Mapping[str, Any], kinds: Kinds) -> str:
             panel.line(_points(line, "limit_speedup", tokens), f"limit {kind}", _limit(line))
         for line in lines:
             _measured(panel, line, _points(line, "speedup", tokens), kinds)
-        panels.append(panel.draw(f"Speed-up over dense against tokens, {title}. {_in_words(lines)}"))
+        panels.append(
+            panel.draw(f"Speed-up over dense against tokens, {title}. {_in_words(lines)}")
+        )
     N, K = sweep["shape"]
     limits = sweep["limits"]
     peaks = ", ".join(f"{_flops(v)} in {k}" for k, v in limits["flops_per_s"].items())
@@ -97,7 +99,7 @@ def _groups(lines: Lines) -> list[tuple[str, float, Lines]]:
     keys = in_order((line["dtype"], line["sparsity"]) for line in lines)
     dtypes = in_order(line["dtype"] for line in lines)
     return [
-        (dtype, sparsity, [l for l in lines if (l["dtype"], l["sparsity"]) == (dtype, sparsity)])
+        (dtype, sparsity, [n for n in lines if (n["dtype"], n["sparsity"]) == (dtype, sparsity)])
         for dtype, sparsity in sorted(keys, key=lambda key: (dtypes.index(key[0]), key[1]))
     ]
 
