@@ -66,13 +66,13 @@ def line(pattern, storage, sparsity, dtype, i):
     }
 
 
-def layer(block, module, prunings, loss):
+def layer(block, module, prunings, full):
     values = {p: 0.02 * (block + 1) + 0.03 * i for i, p in enumerate(prunings)}
     entry = {
         "name": f"model.layers.{block}.{module}", "block": block, "module": module,
         "pruned": module == "q_proj", "error": values, "energy_kept": dict.fromkeys(prunings, 0.9),
     }  # fmt: skip
-    return entry | ({"loss_rise": values} if loss else {})
+    return entry | ({"divergence": values} if full else {})
 
 
 def result(storages=STORAGES, dtypes=("float32", "bfloat16"), model="a model", full=False):

@@ -84,11 +84,11 @@ def test_full_report_has_the_layer_against_tokens_and_the_map_of_layers(folder, 
     layers = document["sensitivity"]["layers"]
     assert len(layers) == 14 and sum(layer["pruned"] for layer in layers) == 4
     for layer in layers:
-        assert 0 < layer["error"]["2:4"] < 1 and isinstance(layer["loss_rise"]["2:4"], float)
+        assert 0 < layer["error"]["2:4"] < 1 and layer["divergence"]["2:4"] > 0
     page = (tmp_path / "compare.html").read_text()
-    assert "Roofline" in page and "loss, nats/token" in page
+    assert "Roofline" in page and "divergence, nats/token" in page
     markdown = (tmp_path / "compare.md").read_text()
-    assert "Layer of 64 x 64 against tokens" in markdown and "loss rise" in markdown
+    assert "Layer of 64 x 64 against tokens" in markdown and "divergence, sum" in markdown
 
 
 def test_calibration_and_evaluation_share_no_token():

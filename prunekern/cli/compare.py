@@ -39,7 +39,7 @@ def compare(
     ] = 0.0,
     report: Annotated[
         str,
-        typer.Option(help='"rows", "standard", or "full": the rise of the loss by each layer.'),
+        typer.Option(help='"rows", "standard", or "full": also what each layer alone costs.'),
     ] = "standard",
     as_json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ PATTERNS = ("unstructured", "2:4")
 COMPARED_DTYPES = ("float32", "bfloat16")
 ROUNDS = 3
 # What is measured besides the rows: nothing; the layer against tokens and the error of each layer;
-# the rise of the loss by each layer as well.
+# how far each layer alone moves the predictions as well.
 REPORTS = ("rows", "standard", "full")
 
 
@@ -80,7 +80,7 @@ def compare(
             such rows.
         report: "rows" measures no more than the rows of the tables; "standard" also a layer at 1 to
             512 tokens and the error that pruning makes in each layer, less than a minute for a
-            small model; "full" also the rise of the loss by each layer, a pass of the model each.
+            small model; "full" also how far each layer alone moves the predictions, a pass each.
 
     Returns:
         Rows, sweep, sensitivity, environment and verdict, as written.
@@ -166,7 +166,7 @@ def _measure(
     windows: Tensor,
     rounds: int,
     prunings: list[Pruning],
-    with_loss: bool,
+    full: bool,
     console: Console,
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The rows, and how each layer bears the prunings, or None where there are none."""
@@ -207,7 +207,7 @@ def _measure(
                     rows[worker.variant]["nll"] = _nll(worker, rows, windows)
                     progress.advance(quality)
                 if workers and workers[0].variant is jobs[0].variant and prunings:
-                    sensitivity = _sensitivity(workers[0], prunings, with_loss, windows, progress)
+                    sensitivity = _sensitivity(workers[0], prunings, full, windows, progress)
             finally:
                 for worker in workers:
                     worker.stop()
@@ -215,21 +215,20 @@ def _measure(
 
 
 def _sensitivity(
-    worker: Worker, prunings: list[Pruning], with_loss: bool, windows: Tensor, progress: Progress
+    worker: Worker, prunings: list[Pruning], full: bool, windows: Tensor, progress: Progress
 ) -> dict[str, Any]:
     """What `sensitivity.py` measures, by the worker that has the dense model."""
     task = progress.add_task("error of each layer", total=1)
     layers = worker.ask("errors", prunings)
     progress.advance(task)
-    if with_loss:
-        dense = worker.ask("nll", 0, 1)
-        task = progress.add_task("loss by layer", total=len(layers) * len(prunings))
+    if full:
+        task = progress.add_task("divergence by layer", total=len(layers) * len(prunings))
         for layer in layers:
-            layer["loss_rise"] = {}
+            layer["divergence"] = {}
             for pruning in prunings:
-                progress.update(task, description=f"loss  {layer['name']}")
-                rise = worker.ask("loss_rise", layer["name"], pruning, dense)
-                layer["loss_rise"][pruning.label] = rise
+                progress.update(task, description=f"divergence  {layer['name']}")
+                moved = worker.ask("divergence", layer["name"], pruning)
+                layer["divergence"][pruning.label] = moved
                 progress.advance(task)
     return {
         "dtype": worker.variant.dtype,

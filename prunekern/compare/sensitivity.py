@@ -2,10 +2,13 @@
 
     error of a layer    ||x (W - W')^T||^2 / ||x W^T||^2
 
+    divergence          KL(dense || pruned), nats a token: how far the predictions move
+
 with W' pruned by magnitude as the rows of the comparison are, and x what the layer gets in the
-dense model: the share of its output's energy that pruning it alone turns into noise. One pass over one
-window gives it for all layers. How much the layers after it care is left out; the rise of the loss
-has that in it, and costs a pass for each layer.
+dense model: the share of its output's energy that pruning it alone turns into noise. One pass over
+one window gives it for all layers. How much the layers after it care is left out; the divergence
+has that in it, and costs a pass for each layer. (The loss has it as well, but that of one window
+also goes up and down by chance.)
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prunekern.compare.measure import negative_log_likelihood
 from prunekern.pruning.masks import choose_mask, parse_pattern
 from prunekern.targets import ALL_LINEAR, match_modules
 
@@ -100,21 +102,28 @@ def _recorder(layer: dict[str, Any], prunings: Sequence[Pruning]):
     return record
 
 
-def loss_rise(
-    model: nn.Module, name: str, pruning: Pruning, window: Tensor, dense_nll: float
+@torch.inference_mode()
+def log_probabilities(model: nn.Module, window: Tensor) -> Tensor:
+    """Of the next token after each of a window: float32 [size, vocabulary]."""
+    return model(window, use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def divergence(
+    model: nn.Module, name: str, pruning: Pruning, window: Tensor, dense: Tensor
 ) -> float:
-    """Rise of the loss in nats a token when one layer alone is pruned, by one pass of the model.
+    """KL(dense || pruned) in nats a token when one layer alone is pruned, by one pass of the model.
 
     Args:
         model: Dense; left as it was.
         name: Of the layer.
         pruning: What is done to it.
         window: int64 [1, size].
-        dense_nll: `negative_log_likelihood` of the dense model on it.
+        dense: `log_probabilities` of the dense model on it.
     """
     with _replaced(model.get_submodule(name), pruning):
-        nll = negative_log_likelihood(model, window)
-    return (nll - dense_nll) / (window.numel() - 1)
+        pruned = log_probabilities(model, window)
+    total = nn.functional.kl_div(pruned, dense, reduction="sum", log_target=True)
+    return total.item() / window.numel()
 
 
 @contextmanager

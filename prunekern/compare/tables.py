@@ -109,10 +109,10 @@ def _sensitivity(sensitivity: dict[str, Any]) -> Table:
                 f"{worst['error'][pruning]:.1%} ({worst['name']})",
                 f"{statistics.median(layer['energy_kept'][pruning] for layer in layers):.1%}",
             ]
-        if "loss_rise" in sensitivity["layers"][0]:
-            head.append("loss rise, all together")
+        if "divergence" in sensitivity["layers"][0]:
+            head.append("divergence, sum")
             for row, layers in zip(body, by_module.values(), strict=True):
-                row.append(f"{sum(layer['loss_rise'][pruning] for layer in layers):.3g}")
+                row.append(f"{sum(layer['divergence'][pruning] for layer in layers):.3g}")
     return head, body
 
 

@@ -204,10 +204,13 @@ def _errors(job: Job, state: dict[str, Any], prunings: list[Any]) -> list[dict[s
     return layer_errors(state["model"], job.targets, prunings, job.windows[:1])
 
 
-def _loss_rise(job: Job, state: dict[str, Any], name: str, pruning: Any, dense_nll: float) -> float:
-    from prunekern.compare.sensitivity import loss_rise
+def _divergence(job: Job, state: dict[str, Any], name: str, pruning: Any) -> float:
+    from prunekern.compare.sensitivity import divergence, log_probabilities
 
-    return loss_rise(state["model"], name, pruning, job.windows[:1], dense_nll)
+    model, window = state["model"], job.windows[:1]
+    if "log_probabilities" not in state:
+        state["log_probabilities"] = log_probabilities(model, window)
+    return divergence(model, name, pruning, window, state["log_probabilities"])
 
 
 _REQUESTS = {
@@ -215,7 +218,7 @@ _REQUESTS = {
     "nll": _nll,
     "speed": _speed,
     "errors": _errors,
-    "loss_rise": _loss_rise,
+    "divergence": _divergence,
 }
 
 

@@ -11,7 +11,7 @@ from prunekern.compare.page.svg import WIDTH, drawing, number, tag, text
 _LEFT, _TOP, _ROW = 88, 28, 20
 _MEASURES = {
     "error": ("error of the output", lambda v: f"{v:.0%}" if v >= 0.1 else f"{v:.1%}"),
-    "loss_rise": ("loss, nats/token", number),
+    "divergence": ("divergence, nats/token", number),
 }
 
 
@@ -22,17 +22,19 @@ def sensitivity(found: Mapping[str, Any]) -> str:
     for measure, (name, label) in _MEASURES.items():
         if measure not in layers[0]:
             continue
-        # One scale for all prunings, so that they compare; what is below zero costs nothing.
+        # One scale for all prunings, so that they compare.
         most = max(max(layer[measure].values()) for layer in layers)
         for pruning in found["prunings"]:
             title = f"{pruning}: {name}"
             panels.append(_map(layers, measure, pruning, title, label, most))
             worst = max(layers, key=lambda layer: layer[measure][pruning])
             words.append(f"{title}, worst {worst['name']}, {label(worst[measure][pruning])}")
-    loss = " and how much the loss rises" if "loss_rise" in layers[0] else ""
+    moved = ""
+    if "divergence" in layers[0]:
+        moved = ", and how far the model's predictions move (KL to dense)"
     return figure(
         f"Each layer pruned alone by magnitude, on {found['text_tokens']} tokens of the text, in "
-        f"{found['dtype']}: the share of its output's energy that becomes noise{loss}. Bold: "
+        f"{found['dtype']}: the share of its output's energy that becomes noise{moved}. Bold: "
         f"pruned in this comparison. {'; '.join(words)}.",
         panels,
     )
@@ -70,7 +72,7 @@ def _map(
                 width=size - min(1.0, size / 6),
                 height=_ROW - 1,
                 class_="heat",
-                fill_opacity=f"{0.04 + 0.96 * max(0.0, value) / most if most > 0 else 0.04:.3f}",
+                fill_opacity=f"{0.04 + 0.96 * value / most if most > 0 else 0.04:.3f}",
             )
         )
     for i in range(0, len(blocks), -(-len(blocks) // 8)):
