@@ -93,6 +93,18 @@ def test_sweep_says_what_binds(small):
     assert layouts["dense"] == "" and layouts["2:4"] != ""
 
 
+def test_integers_are_limited_by_their_bytes_alone():
+    variant = sweep.lines_for(["2:4"], "float32")[1]
+    for integer, limit in ((False, 16.0), (True, 0.5)):
+        contender = sweep.Contender(variant, "", nbytes=1, kept=8, integer=integer, copies=[])
+        line = sweep._line(
+            contender, (0, 0), "float32", Limits(2.0, {"float32": 1.0}), {1: ([32.0], [20.0])}
+        )
+        assert line["limit_ms"]["1"] == 1e3 * limit and line["limit_speedup"]["1"] == 32 / limit
+        assert line["bound"]["1"] == ("bytes" if integer else "FLOPs")
+        assert line["speedup"]["1"] == 1.6 and line["flops"]["1"] == 16
+
+
 def test_rounds_take_turns_and_the_first_is_not_counted(monkeypatch):
     monkeypatch.setattr(sweep, "ROUNDS", (3, 4))
     turns = []

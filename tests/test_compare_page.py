@@ -95,9 +95,7 @@ def test_every_row_stands_in_every_plot(more):
     content = made.to_html()
     names = [row["variant"] for row in made.rows]
     quality = section(content, "Quality against speed")
-    assert [title.split(":  ")[0] for _, title in marks(quality)] and len(marks(quality)) == len(
-        names
-    )
+    assert len(marks(quality)) == len(names)
     memory = section(content, "Memory")
     for name in names:
         assert any(title.startswith(f"{name}: perplexity") for _, title in marks(quality))

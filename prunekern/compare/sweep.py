@@ -10,8 +10,8 @@ No product can be faster than
 
     max(bytes of W, x and y / bandwidth, 2 M nnz / peak)
 
-with bandwidth and peak measured here (`limits.py`): the limit of a storage's speed-up is the time
-of dense over that.
+with bandwidth and peak measured here (`limits.py`), but for weights of integers, of which only the
+bytes count: the limit of a storage's speed-up is the time of dense over that.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Contender:
         layout: The variant of the kernel that runs, or "" where torch does it.
         nbytes: Of the weight.
         kept: Weights that are not zero.
+        integer: Whether they are stored as integers, which may be multiplied as such.
         copies: x -> y, each on a weight of its own.
     """
 
@@ -69,6 +70,7 @@ class Contender:
     layout: str
     nbytes: int
     kept: int
+    integer: bool
     copies: list[Callable[[Tensor], Tensor]]
 
 
@@ -136,8 +138,10 @@ def _contenders(shape: tuple[int, int], variants: list[Variant]) -> list[Contend
         kept = N * K if variant.storage == DENSE else round(N * K * (1 - variant.sparsity))
         count = min(MOST_COPIES, max(2, share // nbytes))
         copies = _copies(layer, count)
-        layout = getattr(layer, "layout", "")
-        contenders.append(Contender(variant, layout, nbytes, kept, copies))
+        sparse = isinstance(layer, SparseLinear)
+        integer = sparse and not layer.canonical().values.is_floating_point()
+        layout = layer.layout if sparse else ""
+        contenders.append(Contender(variant, layout, nbytes, kept, integer, copies))
     return contenders
 
 
@@ -208,7 +212,8 @@ def _line(
     for tokens, (dense, mine) in seconds.items():
         nbytes = contender.nbytes + tokens * sum(shape) * element
         flops = 2 * tokens * contender.kept
-        limit = limits.seconds(nbytes, flops, dtype)
+        # The peak of floats is none of integers: only their bytes limit those.
+        limit = limits.seconds(nbytes, 0 if contender.integer else flops, dtype)
         cell = {
             "ms": statistics.median(mine) * 1e3,
             "speedup": statistics.median(d / m for d, m in zip(dense, mine, strict=True)),

@@ -58,7 +58,8 @@ def _table(title: str, head: list[str], body: list[list[str]]) -> str:
         tag("tr", tag("th", text(row[0]), scope="row"), *(tag("td", text(c)) for c in row[1:]))
         for row in body
     )
-    table = tag("table", tag("thead", top), tag("tbody", *rows))
+    kind = "words" if len(head) == 2 else None
+    table = tag("table", tag("thead", top), tag("tbody", *rows), class_=kind)
     # A box that scrolls by itself, by keyboard as well.
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=title)
 
@@ -92,7 +93,7 @@ figure { margin: 0 0 1rem; }
 figcaption, footer { color: var(--soft); font-size: .9rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 328px), 1fr));
   gap: 12px 16px; max-width: 1088px; margin: .6rem 0; }
-.panel { width: 100%; max-width: 480px; height: auto; overflow: visible; }
+.panel { width: 100%; max-width: 430px; height: auto; overflow: visible; }
 .panel text { fill: var(--soft); font-size: 12px; }
 .panel .title { fill: var(--ink); font-weight: 600; font-size: 13px; }
 .panel .strong { fill: var(--ink); font-weight: 600; stroke: var(--page); stroke-width: 3;
@@ -104,7 +105,7 @@ figcaption, footer { color: var(--soft); font-size: .9rem; }
 .front { stroke-dasharray: 2 3; }
 .mark { fill: currentColor; stroke: var(--page); stroke-width: 1; }
 .small { stroke-width: .6; }
-.hollow { fill: var(--page); stroke: currentColor; stroke-width: 2; }
+.hollow { fill: none; stroke: currentColor; stroke-width: 2; }
 .heat { fill: var(--heat); }
 .frame { fill: none; stroke: var(--soft); }
 .key, .legend, .bars { list-style: none; padding: 0; margin: .4rem 0; font-size: .9rem; }
@@ -129,6 +130,7 @@ th, td { padding: 5px 10px; border-bottom: 1px solid var(--rule); text-align: ri
 thead th { font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 5rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
   white-space: normal; min-width: 8.5rem; }
+.words th, .words td { text-align: left; white-space: normal; }
 tbody tr:hover { background: var(--tint); }
 tbody tr:last-child > * { border-bottom: 0; }
 footer { margin-top: 2rem; }

@@ -34,7 +34,7 @@ def pareto(rows: Rows, kinds: Kinds) -> str:
             dtype, x, y, "decode, tokens/s (more is better)", "perplexity (less is better)", 280
         )
         panel.line(front, "front", "no row of any dtype is better in both")
-        for row in mine.values():
+        for row in sorted(mine.values(), key=stores_zeros):  # hollow ones above what they may hide
             kind = kinds[row["storage"]]
             classes = f"k{kind}" + " hollow" * stores_zeros(row)
             panel.mark(*_point(row), MARKERS[kind], classes, said(row))

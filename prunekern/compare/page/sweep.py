@@ -8,6 +8,7 @@ from typing import Any
 from prunekern.compare.page.figure import Kinds, figure, in_order, legend, storage_swatch, swatch
 from prunekern.compare.page.palette import MARKERS
 from prunekern.compare.page.svg import Axis, Panel, log_axis, number
+from prunekern.compare.tables import MB
 from prunekern.compare.variants import DENSE
 
 Lines = Sequence[Mapping[str, Any]]
@@ -38,7 +39,8 @@ def speedups(sweep: Mapping[str, Any], kinds: Kinds) -> str:
     peaks = ", ".join(f"{_flops(v)} in {k}" for k, v in limits["flops_per_s"].items())
     return figure(
         f"One layer of {N} x {K}, the shape that holds most of the pruned weights, with random "
-        "weights read from memory; solid lines are measured. Dashed: what the storage could reach "
+        f"weights, in turn from copies of {sweep['rotated_bytes'] / MB:.0f} MB together; solid lines "
+        "are measured. Dashed: what the storage could reach "
         "at most over the same dense time, if it did nothing but read its bytes at "
         f"{limits['bytes_per_s'] / 1e9:.1f} GB/s or multiply its kept weights at the peak of "
         f"torch's dense product ({peaks}), all measured here.",
