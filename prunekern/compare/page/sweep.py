@@ -39,9 +39,9 @@ def speedups(sweep: Mapping[str, Any], kinds: Kinds) -> str:
     peaks = ", ".join(f"{_flops(v)} in {k}" for k, v in limits["flops_per_s"].items())
     return figure(
         f"One layer of {N} x {K}, the shape that holds most of the pruned weights, with random "
-        f"weights, in turn from copies of {sweep['rotated_bytes'] / MB:.0f} MB together; solid lines "
-        "are measured. Dashed: what the storage could reach "
-        "at most over the same dense time, if it did nothing but read its bytes at "
+        f"weights, in turn from copies of {sweep['rotated_bytes'] / MB:.0f} MB together; solid "
+        "lines are measured. Dashed: what the storage could reach at most over the same dense "
+        "time, if it did nothing but read its bytes at "
         f"{limits['bytes_per_s'] / 1e9:.1f} GB/s or multiply its kept weights at the peak of "
         f"torch's dense product ({peaks}), all measured here.",
         panels,
