@@ -71,8 +71,9 @@ PK_INLINE Vec widen_i8(const uint8_t* p) {
 }
 // Bits 4 i .. 4 i + 3 of each word, two's complement.
 PK_INLINE Vec nibble_to_float(IVec words, int i) {
-    const Vec table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-    return _mm512_permutexvar_ps(_mm512_srl_epi32(words, _mm_cvtsi32_si128(4 * i)), table);
+    alignas(64) static constexpr float kValues[16] = {0,  1,  2,  3,  4,  5,  6,  7,
+                                                      -8, -7, -6, -5, -4, -3, -2, -1};
+    return _mm512_permutexvar_ps(shift_right(words, 4 * i), load(kValues));
 }
 PK_INLINE Halves high_halves(IVec v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)); }
 PK_INLINE void store_f16(uint16_t* p, Vec v) {

@@ -79,8 +79,8 @@ struct Tiles {
             sparse24_int::prefetch_chunk<Number>(values);
 #pragma GCC unroll 8
             for (int g = 0; g < kChunkGroups; ++g) {
-                const __m512i kept = pair_of(_mm512_mul_ps(numbers.kept(g, 0), scale),
-                                             _mm512_mul_ps(numbers.kept(g, 1), scale));
+                const __m512i kept = pair_of(fmadd(numbers.kept(g, 0), scale, zero()),
+                                             fmadd(numbers.kept(g, 1), scale, zero()));
                 const __m512i picks = _mm512_srli_epi32(codes, 4 * g);
                 for (int line = 0; line < 2; ++line) {
                     const __m512i bytes = _mm512_permutexvar_epi32(picks, tables[line]);
