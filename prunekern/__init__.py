@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunekern.checkpoint import convert, save_pretrained
 from prunekern.checkpoint.versions import register
 from prunekern.formats import compress, decompress, nbytes, validate
+from prunekern.fuse import fuse_linears
 from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
 from prunekern.nn import SparseLinear
@@ -34,6 +35,7 @@ __all__ = [
     "compress",
     "convert",
     "decompress",
+    "fuse_linears",
     "hardware",
     "linear",
     "nbytes",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from prunekern import formats
+from prunekern.fuse import FusedGroup, FusedLinear, fuse_linears, unfuse
 from prunekern.layouts import check_layout, why_reference
-from prunekern.nn import SparseLinear, count_broken_groups
+from prunekern.nn import SparseLinear, count_broken_groups, move_hooks, release_memory
 from prunekern.ops import check_runs, facts_of
 from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
@@ -48,9 +49,15 @@ class ReplacedLayer:
 
 @dataclass(frozen=True)
 class ReplaceReport:
-    """What was swapped, layer by layer."""
+    """What was swapped, layer by layer.
+
+    Attributes:
+        layers: In the model's order.
+        groups: With `fuse`, projections of one input: fused, or why not.
+    """
 
     layers: tuple[ReplacedLayer, ...]
+    groups: tuple[FusedGroup, ...] = ()
 
     @property
     def replaced(self) -> tuple[ReplacedLayer, ...]:
@@ -89,6 +96,7 @@ class ReplaceReport:
                 )
                 + (f"  ({layer.note})" if layer.note else "")
             )
+        lines += _fused_lines(self.groups)
         return "\n".join(lines)
 
 
@@ -98,6 +106,7 @@ def replace_linears(
     targets: str | Sequence[str] = DEFAULT_TARGETS,
     layout: str | None = None,
     prune: bool = True,
+    fuse: bool = False,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -112,6 +121,8 @@ def replace_linears(
         layout: A variant of the format instead of the best that runs here.
         prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
+        fuse: Whether q, k, v and gate, up become one packed weight and one op each; see
+            `fuse_linears`. What can not be is left apart with the reason in the report.
 
     Returns:
         What was done, layer by layer, and why a layer was left dense.
@@ -149,7 +160,8 @@ def replace_linears(
     release_memory()
     if swapped:
         _attach_quantizer(model)
-    report = ReplaceReport(tuple(layers))
+    groups = fuse_linears(model) if fuse and swapped else ()
+    report = ReplaceReport(tuple(_as_fused(model, layers)), groups)
     _warn(report, kernel)
     return report
 
@@ -184,6 +196,7 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
         move_hooks(sparse, linear)
         set_module(model, name, linear)
+    unfuse(model)
     _forget_quantizer(model)
     return ReplaceReport(tuple(layers))
 
@@ -266,24 +279,32 @@ def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:
     return replace(row, name=name, bytes_before=0, bytes_after=0)
 
 
+def _as_fused(model: nn.Module, layers: Sequence[ReplacedLayer]) -> list[ReplacedLayer]:
+    """Rows with the bytes that layers weigh now, where they became part of a larger weight."""
+    modules = {layer.name: model.get_submodule(layer.name) for layer in layers}
+    return [
+        replace(layer, bytes_after=modules[layer.name].nbytes)
+        if isinstance(modules[layer.name], FusedLinear)
+        else layer
+        for layer in layers
+    ]
+
+
+def _fused_lines(groups: Sequence[FusedGroup]) -> list[str]:
+    """Which projections are one product, and once for each reason which are not."""
+    together = Counter(group.parts for group in groups if not group.reason)
+    apart = Counter((group.parts, group.reason) for group in groups if group.reason)
+    lines = [f"  {count} times fused: {', '.join(parts)}" for parts, count in together.items()]
+    return lines + [
+        f"  {count} times left apart: {', '.join(parts)}: {reason}"
+        for (parts, reason), count in apart.items()
+    ]
+
+
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` in the place of the one of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def move_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Gives `target` the hooks that were registered on `source`."""
-    for hooks in (
-        "_forward_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_hooks_always_called",
-        "_forward_pre_hooks",
-        "_forward_pre_hooks_with_kwargs",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-    ):
-        getattr(target, hooks).update(getattr(source, hooks))
 
 
 def _attach_quantizer(model: nn.Module) -> None:
@@ -307,14 +328,6 @@ def _forget_quantizer(model: nn.Module) -> None:
     method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
     if method == "prunekern" and not getattr(model.config, "prunekern", None):
         quantizer.remove_quantization_config(model)
-
-
-def release_memory() -> None:
-    """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        pass  # another C library: nothing to ask for
 
 
 def _warn(report: ReplaceReport, kernel: str) -> None:
