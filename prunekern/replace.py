@@ -18,6 +18,7 @@ from prunekern.nn import SparseLinear, count_broken_groups, move_hooks, release_
 from prunekern.ops import check_runs, facts_of
 from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
+from prunekern.tied import forget_tie, tied_head
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ReplacedLayer:
         shape: (out_features, in_features).
         kernel: The format, or "dense".
         layout: The variant that runs, or "".
-        bytes_before: Of the weight.
+        bytes_before: Of the weight; 0 where the input embedding has it and keeps it.
         bytes_after: Of the weight, padding included.
         energy_kept: Share of the sum of squares that is left.
         reason: Why it was left dense, or "".
@@ -117,7 +118,8 @@ def replace_linears(
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
         kernel: "2:4", "csr" or "bitmask".
-        targets: See `prunekern.targets.match_modules`.
+        targets: See `prunekern.targets.match_modules`. A head that is named though it shares its
+            weight with the input embedding gets a weight of its own, the embedding stays dense.
         layout: A variant of the format instead of the best that runs here.
         prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
@@ -135,7 +137,11 @@ def replace_linears(
     formats.check_format(kernel, "replace_linears")
     accept = _linear_or_sparse
     matched = match_modules(model, targets, "replace_linears", accept)
-    reasons = {name: _reason_to_leave(model, module) for name, module in matched.items()}
+    head = tied_head(model)
+    reasons = {
+        name: "" if module is head else _reason_to_leave(model, module)
+        for name, module in matched.items()
+    }
     for name, module in matched.items():
         if not reasons[name]:
             _check(name, module, kernel, layout, prune)
@@ -153,6 +159,9 @@ def replace_linears(
             swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
+        if linear is head:
+            row = replace(row, bytes_before=0)
+            forget_tie(model)
         layers.append(row if row.name == name else _shared(row, name))
         if linear in matched.values():
             continue  # under a second name: its id must not be given to another layer yet
