@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekern.checkpoint import convert, save_pretrained
 from prunekern.checkpoint.versions import register
+from prunekern.decode import Decoder, Generated, generate
 from prunekern.formats import compress, decompress, nbytes, validate
 from prunekern.fuse import fuse_linears
 from prunekern.hardware import hardware
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Decoder",
+    "Generated",
     "Packed",
     "SparseLinear",
     "compare",
@@ -36,6 +39,7 @@ __all__ = [
     "convert",
     "decompress",
     "fuse_linears",
+    "generate",
     "hardware",
     "linear",
     "nbytes",

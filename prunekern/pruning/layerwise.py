@@ -79,8 +79,8 @@ def layer_of_target(
         before, _, rest = name.partition(f"{prefix}.")
         if before or not rest:
             raise ValueError(
-                f"prune: targets of {method} must be in decoder layers ({prefix}.*), got {name}; "
-                "prune it with magnitude or taylor"
+                f"prune: targets of {method} must be in decoder layers ({prefix}.*) or the head, "
+                f"got {name}; prune it with magnitude or taylor"
             )
         indices[name] = int(rest.split(".")[0])
     return indices
