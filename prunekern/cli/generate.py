@@ -62,7 +62,7 @@ def generate(
         )
         return
     told = f"{new} tokens, prompt in {made.prefill_seconds:.2f} s"
-    if made.steps:
+    if made.step_seconds:
         told += f", then {made.tokens_per_s:.1f} tokens/s"
     if made.compile_seconds:
         told += f"; compiled in {made.compile_seconds:.0f} s"

@@ -48,6 +48,8 @@ def compare(
     out: str | Path = "results",
     rounds: int = ROUNDS,
     structured: float = 0.0,
+    fuse: bool = False,
+    compiled: bool = False,
 ) -> CompareResult:
     """Prunes a model in several ways and measures each: the main job of this package.
 
@@ -70,6 +72,9 @@ def compare(
         structured: Share of heads and of MLP channels that are really removed, each in a row of its
             own: by activation and refitted, on the first windows of the text. In [0, 1); 0 for no
             such rows.
+        fuse: Whether rows that we store multiply q, k, v and gate, up at once.
+        compiled: Whether all rows, dense ones too, decode by a compiled step, which is compiled
+            before it is timed: a minute or two more for each row.
 
     Returns:
         Rows, environment and verdict, as written.
@@ -80,7 +85,7 @@ def compare(
     console = Console(stderr=True)
     dtypes = [dtype] if isinstance(dtype, str) else list(dtype)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    variants = variants_for(patterns, sparsity, dtypes, structured)
+    variants = variants_for(patterns, sparsity, dtypes, structured, fuse, compiled)
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1 or rounds < 1:
         raise ValueError(f"compare: threads and rounds must be at least 1, got {threads}, {rounds}")
