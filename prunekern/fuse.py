@@ -163,7 +163,7 @@ class FusedLinear(SparseLinear):
         """Takes the place of `sparse`, whose rows of `group` start at `begin`."""
         nn.Module.__init__(self)
         self.out_features, self.in_features = sparse.out_features, sparse.in_features
-        self.kernel, self.nnz = sparse.kernel, sparse.nnz
+        self.kernel, self.nnz, self.group_size = sparse.kernel, sparse.nnz, sparse.group_size
         self.register_parameter("bias", sparse.bias)
         self.begin, self.end = begin, begin + sparse.out_features
         self.__dict__["_group"] = group  # the parent's child, not this module's
@@ -190,7 +190,7 @@ class FusedLinear(SparseLinear):
 
     def _set(self, canonical: Canonical, layout: str | None) -> None:
         self._group.replace_rows(self.begin, canonical)
-        self.nnz = canonical.values.numel()
+        self.nnz, self.group_size = canonical.values.numel(), canonical.group_size
 
     def _apply(self, fn, recurse=True):
         nn.Module._apply(self, fn, recurse)
@@ -264,7 +264,7 @@ def _why_apart(parent: nn.Module, parts: tuple[str, ...], uses: dict[nn.Module, 
         return "a projection is shared with another module"
     if any(type(layer) is not SparseLinear for layer in layers):
         return f"{type(layers[0]).__name__} may compute more than SparseLinear does"
-    for what in ("kernel", "layout", "dtype"):
+    for what in ("kernel", "layout", "dtype", "group_size"):
         found = sorted({str(getattr(layer, what)) for layer in layers})
         if len(found) > 1:
             return f"they differ in {what}: {', '.join(found)}"
