@@ -2,8 +2,8 @@
 
 Every Linear but lm_head is pruned, by magnitude: speed alone is asked here, `prunekern compare` has
 the quality. Dense and sparse models decode as they are and by a compiled step; the head is sparse
-where the name says so. Each model lives in a process of its own, and all take turns. Times are of 512 tokens
-read at once, and of one token written, for one sequence and for four.
+where the name says so. Each model lives in a process of its own, and all take turns. Times are of
+512 tokens read at once, and of one token written, for one sequence and for four.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def _result(
 ) -> dict:
     nbytes = fact["model_weight_bytes"]
     share = nbytes / limits().bytes_per_s / statistics.median(times)
+    if targets == HEADED:
+        share = None  # the embedding, which stays dense beside the head, is not read
     name = (
         variant.name.replace("dense", "transformers")
         if variant.pattern == DENSE

@@ -91,6 +91,20 @@ def test_inside_and_outside_of_inference_mode(sparse):
     assert not torch.is_inference(inside.tokens)
 
 
+@pytest.mark.slow
+def test_inductor_writes_what_transformers_writes_on_the_default_model():
+    from prunekern.cli.common import load
+
+    model, tokenizer = load(None, "float32", "test")
+    prunekern.prune(model, "unstructured", sparsity=0.2, targets="all-linear")
+    prunekern.replace_linears(model, "bitmask", "all-linear", fuse=True)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    made = prunekern.generate(model, ids, 40, eos=())
+    wanted = theirs(model, ids, 40, eos_token_id=None)
+    assert torch.equal(made.tokens, wanted)
+    assert made.compile_seconds > 0
+
+
 def test_wrong_input_says_what_to_do(model):
     for ids, new, message in (
         (IDS[0], 4, r"input_ids must be int64 \[batch, tokens\] .* got torch.int64 \[9\]"),

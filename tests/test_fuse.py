@@ -340,3 +340,19 @@ def test_group_is_one_module_in_the_tree():
     names = [name for name, m in fused.named_modules() if isinstance(m, SparseLinear)]
     assert len(names) == 21
     assert sum(isinstance(m, FusedLinear) for m in fused.modules()) == 15
+
+
+def test_compare_times_a_fused_layer_alone(calls):
+    from prunekern.compare.variants import alone, variants_for
+
+    rows = variants_for(["2:4", "unstructured"], 0.5, ["bfloat16"], fuse=True, compiled=True)
+    names = [row.name for row in rows]
+    assert names[:2] == ["dense bfloat16, compiled", "2:4 bfloat16, fused, compiled"]
+    assert "unstructured 50% stored dense bfloat16, compiled" in names
+    _, fused = twins()
+    layer = fused.model.layers[0].mlp.up_proj
+    x = torch.randn(2, 96)
+    calls.clear()
+    close(alone(layer)(x), layer(x))
+    assert calls == [160, 320]
+    assert alone(fused.model.layers[0].mlp.down_proj) is fused.model.layers[0].mlp.down_proj
