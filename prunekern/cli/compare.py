@@ -43,6 +43,10 @@ def compare(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Decode by a compiled step, in all rows: minutes.")
     ] = False,
+    report: Annotated[
+        str,
+        typer.Option(help='"rows", "standard", or "full": also what each layer alone costs.'),
+    ] = "standard",
     as_json: Json = False,
 ) -> None:
     """Prune a model in several ways; compare speed, memory and perplexity with dense.
@@ -64,6 +68,7 @@ def compare(
         structured=structured,
         fuse=fuse,
         compiled=compiled,
+        report=report,
     )
     if as_json:
         typer.echo((out / "compare.json").read_text())
