@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekern.checkpoint import convert, save_pretrained
 from prunekern.checkpoint.versions import register
+from prunekern.decode import Decoder, Generated, generate
 from prunekern.formats import compress, decompress, nbytes, validate
+from prunekern.fuse import fuse_linears
 from prunekern.hardware import hardware
 from prunekern.layouts import Packed, pack, unpack
 from prunekern.nn import SparseLinear
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Decoder",
+    "Generated",
     "Packed",
     "SparseLinear",
     "compare",
     "compress",
     "convert",
     "decompress",
+    "fuse_linears",
+    "generate",
     "hardware",
     "linear",
     "nbytes",

@@ -37,6 +37,7 @@ from prunekern.pruning.torch_masks import (
 )
 from prunekern.pruning.wanda import wanda_scores
 from prunekern.targets import DEFAULT_TARGETS, match_modules
+from prunekern.tied import untied
 
 __all__ = [
     "METHODS",
@@ -125,7 +126,8 @@ def prune(
             or "taylor".
         sparsity: Share of weights that go, in [0, 1); 0.5 where none is given; or a share for each
             target by name or its end at a dot. Only for unstructured: N:M has its own.
-        targets: See `prunekern.targets.match_modules`.
+        targets: See `prunekern.targets.match_modules`. A head that is named though it shares its
+            weight with the input embedding gets a copy of its own, which alone is pruned.
         scope: For unstructured, among whom the smallest are sought: "layer", "row", "global", or
             "quantile", which keeps what reaches the layer's quantile with all ties. By default
             "row" for Wanda and RIA, "layer" for others; SparseGPT ranks a "block" of 128 columns.
@@ -176,24 +178,25 @@ def prune(
 
     told = Progress(progress)
     begin = 0.0
-    if allocation == "owl":
-        begin = _OWL_SHARE if needs != "weights" else 1.0
-        shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
-    if needs in _LAYERWISE:
-        layers = calibrated.prune_layerwise(
-            work,
-            InputNorms if needs == "norms" else Hessian,
-            partial(_decide, rule, shares),
-            state,
-            asdict(rule) | {"sparsity": shares},
-            told,
-            begin,
-        )
-    else:
-        scores_of = _scores(model, rule, modules, ids, told, begin)
-        layers = _prune_by_scores(rule, modules, shares, scores_of)
-    for module in matched.values():
-        fold_masks(module)
+    with untied(model, modules.values()):
+        if allocation == "owl":
+            begin = _OWL_SHARE if needs != "weights" else 1.0
+            shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
+        if needs in _LAYERWISE:
+            layers = calibrated.prune_layerwise(
+                work,
+                InputNorms if needs == "norms" else Hessian,
+                partial(_decide, rule, shares),
+                state,
+                asdict(rule) | {"sparsity": shares},
+                told,
+                begin,
+            )
+        else:
+            scores_of = _scores(model, rule, modules, ids, told, begin)
+            layers = _prune_by_scores(rule, modules, shares, scores_of)
+        for module in matched.values():
+            fold_masks(module)
     return PruneReport(pattern, method, tuple(layers), None if ids is None else tuple(ids.shape))
 
 
