@@ -17,6 +17,9 @@ from prunekern.nn import SparseLinear, count_broken_groups
 from prunekern.ops import check_runs, facts_of
 from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
+from prunekern.timing import check_tokens, fastest_storage
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def replace_linears(
     targets: str | Sequence[str] = DEFAULT_TARGETS,
     layout: str | None = None,
     prune: bool = True,
+    tokens: int = 1,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -107,11 +111,13 @@ def replace_linears(
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
-        kernel: "2:4", "csr" or "bitmask".
+        kernel: "2:4", "csr" or "bitmask"; or "auto": for each weight, as it is, the one that is
+            timed to be fastest on this machine, and dense where that is as fast; prunes nothing.
         targets: See `prunekern.targets.match_modules`.
         layout: A variant of the format instead of the best that runs here.
         prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
+        tokens: For "auto": at once, through a layer.
 
     Returns:
         What was done, layer by layer, and why a layer was left dense.
@@ -121,13 +127,18 @@ def replace_linears(
             before, weights of another dtype, on the meta device, NaN or infinite, or not 2:4 where
             `prune` is False. The model is then as it was.
     """
-    formats.check_format(kernel, "replace_linears")
+    _check_kernel(kernel, layout, tokens)
     accept = _linear_or_sparse
     matched = match_modules(model, targets, "replace_linears", accept)
     reasons = {name: _reason_to_leave(model, module) for name, module in matched.items()}
     for name, module in matched.items():
         if not reasons[name]:
             _check(name, module, kernel, layout, prune)
+    kernels = dict.fromkeys(matched, kernel)
+    if kernel == AUTO:
+        for name, module in matched.items():
+            if not reasons[name]:
+                kernels[name], reasons[name] = fastest_storage(masked_weight(module), tokens)
 
     swapped: dict[int, tuple[SparseLinear, ReplacedLayer]] = {}
     layers = []
@@ -139,7 +150,7 @@ def replace_linears(
             layers.append(ReplacedLayer(name, shape, "dense", "", size, size, 1.0, reasons[name]))
             continue
         if id(linear) not in swapped:
-            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
+            swapped[id(linear)] = _swap(name, linear, kernels[name], layout, prune)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
         layers.append(row if row.name == name else _shared(row, name))
@@ -206,6 +217,19 @@ def _reason_to_leave(model: nn.Module, module: nn.Module) -> str:
     return ""
 
 
+def _check_kernel(kernel: str, layout: str | None, tokens: int) -> None:
+    if kernel != AUTO:
+        known = ", ".join([*formats.FORMATS, AUTO])
+        if kernel not in formats.FORMATS:
+            raise ValueError(f"replace_linears: kernel must be one of {known}, got {kernel!r}")
+        return
+    if layout is not None:
+        raise ValueError(
+            f"replace_linears: layout must be left out for auto, which chooses, got {layout!r}"
+        )
+    check_tokens(tokens, "replace_linears")
+
+
 def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune: bool) -> None:
     who = f"replace_linears: {name}"
     if isinstance(module, SparseLinear):
@@ -220,8 +244,8 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
         raise ValueError(f"{who} must have finite weights, got {bad} NaN or infinite")
     if module.bias is not None and module.bias.dtype != weight.dtype:
         raise ValueError(f"{who} must have a bias of {weight.dtype}, got {module.bias.dtype}")
-    stem = formats.FORMATS[kernel].stem
     if layout is not None:
+        stem = formats.FORMATS[kernel].stem
         check_layout(stem, layout, weight.dtype, who)
         check_runs(stem, layout, weight.device, weight.dtype, who)
     if kernel == "2:4" and not prune:

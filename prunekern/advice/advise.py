@@ -22,6 +22,7 @@ from prunekern.nn import SparseLinear
 from prunekern.pruning import METHODS, statistic_of
 from prunekern.pruning.layerwise import evaluating
 from prunekern.targets import match_modules
+from prunekern.timing import NOISE, check_tokens
 
 Told = Callable[[str, float], None]
 
@@ -157,7 +158,7 @@ def _check(
             raise ValueError(f"advise: {name} must be 1 or more, got {value!r}")
     weights = dict(batches) if isinstance(batches, Mapping) else dict.fromkeys(batches, 1.0)
     for tokens, weight in weights.items():
-        speed.check_tokens(tokens, "advise")
+        check_tokens(tokens, "advise")
         if not 0 < weight < math.inf:
             raise ValueError(f"advise: weights of batches must be positive, got {weight}")
     if not weights:
@@ -205,9 +206,7 @@ def _times(work: _Work) -> speed.Times:
 def _totals(work: _Work, times: speed.Times) -> dict[int, float]:
     """Tokens -> seconds of the dense model: measured, or of all its Linear layers as modelled."""
     layers = {
-        tokens: sum(
-            times.seconds[work.shape(name), tokens][speed.DENSE_STORED] for name in work.linears
-        )
+        tokens: sum(times.dense(work.shape(name), tokens) for name in work.linears)
         for tokens in work.weights
     }
     if not work.chip:
@@ -221,8 +220,7 @@ def _totals(work: _Work, times: speed.Times) -> dict[int, float]:
     ]
     rest = speed.modelled(others, (), list(work.weights), work.chip)
     return {
-        tokens: layers[tokens]
-        + sum(rest.seconds[shape, tokens][speed.DENSE_STORED] for shape in others)
+        tokens: layers[tokens] + sum(rest.dense(shape, tokens) for shape in others)
         for tokens in work.weights
     }
 
@@ -247,15 +245,13 @@ def _paying(work: _Work, times: speed.Times, totals: Mapping[int, float]) -> dic
             if best is None:
                 continue
             kernel, seconds = best
-            dense = {
-                tokens: times.seconds[shape, tokens][speed.DENSE_STORED] for tokens in work.weights
-            }
+            dense = {tokens: times.dense(shape, tokens) for tokens in work.weights}
             gain = sum(
                 share * (dense[tokens] - seconds[tokens]) / totals[tokens]
                 for tokens, share in work.weights.items()
             )
             least = sum(
-                share * speed.NOISE * dense[tokens] / totals[tokens]
+                share * NOISE * dense[tokens] / totals[tokens]
                 for tokens, share in work.weights.items()
             )
             if gain > least:
@@ -324,7 +320,7 @@ def _plan(
     layers = []
     for name in work.linears:
         shape = work.shape(name)
-        dense = {t: times.seconds[shape, t][speed.DENSE_STORED] for t in work.weights}
+        dense = {t: times.dense(shape, t) for t in work.weights}
         if name not in picks:
             reason = _why_dense(paying[name], found.get(name, {}), work.budget)
             layers.append(LayerPlan(name, shape, dense, dense, reason=reason))

@@ -6,13 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunekern.formats import FORMATS
 from prunekern.pruning.masks import parse_pattern
+from prunekern.timing import EXACT, ROUNDED
 
-DENSE = "dense"
-# Storages that keep every bit of the weights; the others round them, and are candidates themselves.
-EXACT = tuple(kernel for kernel in FORMATS if not kernel.startswith("2:4-"))
-ROUNDED = tuple(kernel for kernel in FORMATS if kernel not in EXACT)
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 

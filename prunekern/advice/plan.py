@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prunekern.advice.candidates import DENSE, Candidate
+from prunekern.advice.candidates import Candidate
 from prunekern.formats import FORMATS
 from prunekern.pruning.masks import parse_pattern
+from prunekern.timing import DENSE
 
 VERSION = 1
 

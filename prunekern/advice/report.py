@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from prunekern.advice.candidates import DENSE
 from prunekern.advice.plan import LayerPlan, Plan
+from prunekern.timing import DENSE
 
 
 def text_of(plan: Plan) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from prunekern import formats
 from prunekern.advice.candidates import Candidate
@@ -118,7 +119,6 @@ def sensitivities(
                         weight = rounded(weight.to(module.weight.dtype), candidate.rounded)
                     with holding(module, weight):
                         found[name][candidate] = judge.from_layer(index, floor)
-            if open_names:
                 kept.save(found)
             if inputs is not None and index < chosen[-1]:
                 inputs.run(index, keep=True, tick=lambda: None)
@@ -169,10 +169,12 @@ class _Judge:
             for layer in layers
         ]
         try:
-            self._dense = self._log_probabilities()
+            logits, self._own = self._logits()
         finally:
             for hook in hooks:
                 hook.remove()
+        self._probabilities = logits.softmax(-1)
+        self._negative_entropy = (self._probabilities * logits.log_softmax(-1)).sum(-1)
 
     def from_layer(self, index: int, floor: float = 0.0) -> Sensitivity:
         """How far predictions are from the dense ones, the layers before `index` being dense.
@@ -193,14 +195,19 @@ class _Judge:
 
     def _differences(self, index: int, hidden: Tensor) -> tuple[float, float]:
         with _starting_at(self._layers, index, hidden):
-            changed = self._log_probabilities()
-        terms = self._dense.exp().mul_(self._dense - changed).sum(-1)
-        rise = (self._dense - changed)[:, :-1].gather(-1, self._windows[:, 1:, None])
-        return terms.mean().item(), rise.mean().item()
+            logits, own = self._logits()
+        # sum p (log p - log q) with log q = logits - norm: one pass over the vocabulary each.
+        norm = logits.logsumexp(-1)
+        expected = torch.bmm(self._probabilities.unsqueeze(1), logits.unsqueeze(2)).flatten()
+        divergence = (self._negative_entropy + norm - expected).mean().item()
+        return divergence, (own - self._own).mean().item()
 
-    def _log_probabilities(self) -> Tensor:
-        logits = self._model(self._windows, use_cache=False).logits
-        return logits.float().log_softmax(-1)
+    def _logits(self) -> tuple[Tensor, Tensor]:
+        """Of all positions, [tokens, vocabulary], and the loss of the text's own tokens."""
+        logits = self._model(self._windows, use_cache=False).logits.float()
+        shown = logits[:, :-1].flatten(0, 1)
+        own = cross_entropy(shown, self._windows[:, 1:].flatten(), reduction="none")
+        return logits.flatten(0, 1), own
 
 
 @contextlib.contextmanager

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from prunekern.advice.speed import FEW_TOKENS
 from prunekern.compare import measure
 from prunekern.replace import set_module
+from prunekern.timing import FEW_TOKENS
 
 PROMPT_TOKENS = 32  # of each sequence that then writes a token
 _TURNS = {True: 16, False: 3}  # few tokens or not -> turns, the first of which warms up
@@ -104,6 +105,12 @@ def _step(model: nn.Module, windows: Tensor, tokens: int) -> Step:
 
 @torch.inference_mode()
 def _timed(step: Step) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers: how a cache is named
+        return _seconds(step)
+
+
+def _seconds(step: Step) -> float:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.synchronize()
