@@ -20,7 +20,7 @@ from prunekern.pruning.masks import layer_mask, nm_mask
 
 DENSE = "dense"
 # Storages that keep every bit of the weights; the others round them.
-EXACT = tuple(kernel for kernel in formats.FORMATS if not kernel.startswith("2:4-"))
+EXACT = tuple(kernel for kernel, kind in formats.FORMATS.items() if not kind.bits)
 ROUNDED = tuple(kernel for kernel in formats.FORMATS if kernel not in EXACT)
 
 FEW_TOKENS = 64  # up to which turns are short
@@ -103,7 +103,9 @@ def fastest_storage(weight: Tensor, tokens: int = 1) -> tuple[str, str]:
     if zeros < _FEWEST_ZEROS:
         return DENSE, f"fewer than {_FEWEST_ZEROS:.0%} of its weights are zero; prune it first"
     sparsity = min(round(round(zeros / _STEP) * _STEP, 2), 0.99)
-    kernels = [k for k in EXACT if k != "2:4" or not count_broken_groups(weight)]
+    kernels = [
+        k for k in EXACT if formats.FORMATS[k].pattern != "2:4" or not count_broken_groups(weight)
+    ]
     key = (tuple(weight.shape), sparsity, tuple(kernels), tokens, weight.dtype, weight.device)
     if key not in _KNOWN:
         stored = [Stored(kernel, sparsity) for kernel in kernels]
@@ -145,7 +147,7 @@ def _copies(
     if stored.kernel == DENSE:
         return [_linear(weight.to(device, dtype, copy=True)) for _ in range(count)]
     scores = weight.abs()
-    is_24 = stored.kernel == "2:4" or stored.kernel in ROUNDED
+    is_24 = formats.FORMATS[stored.kernel].pattern == "2:4"
     mask = nm_mask(scores, 2, 4) if is_24 else layer_mask(scores, stored.sparsity)
     pruned = weight.masked_fill(~mask, 0.0).to(device, dtype)
     canonical = formats.compress(pruned, stored.kernel)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunekern.formats import FORMATS
 from prunekern.pruning.masks import parse_pattern
 from prunekern.timing import EXACT, ROUNDED
 
@@ -40,7 +41,7 @@ class Candidate:
             return (self.rounded,)
         nm = parse_pattern(self.pattern)
         fits = nm is not None and nm[0] <= 2 and nm[1] % 4 == 0
-        return tuple(kernel for kernel in EXACT if fits or kernel != "2:4")
+        return tuple(kernel for kernel in EXACT if fits or FORMATS[kernel].pattern != "2:4")
 
 
 def default_candidates() -> tuple[Candidate, ...]:
