@@ -346,7 +346,8 @@ def _plan(
     uses_text = METHODS[work.method].needs != "weights"
     machine = hardware()
     device = next(work.model.parameters()).device
-    here = machine.gpu if device.type == "cuda" else f"{machine.cpu}, {machine.threads} threads"
+    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
+    here = machine.gpu if device.type == "cuda" else f"{machine.cpu}, {threads}"
     dtype = str(next(iter(work.linears.values())).weight.dtype).removeprefix("torch.")
     return Plan(
         layers=tuple(layers),
@@ -367,7 +368,7 @@ def _plan(
         speedup_measured=measured,
         bytes_dense=bytes_dense,
         bytes_planned=bytes_planned,
-        notes=_notes(work, times, trial),
+        notes=_notes(work, times, found, trial),
     )
 
 
@@ -379,8 +380,16 @@ def _why_dense(paying: _Paying, found: Mapping[Candidate, Any], budget: float) -
     return "saves too little for its cost"
 
 
-def _notes(work: _Work, times: speed.Times, trial: _Trial) -> tuple[str, ...]:
+def _notes(
+    work: _Work,
+    times: speed.Times,
+    found: Mapping[str, Mapping[Candidate, Any]],
+    trial: _Trial,
+) -> tuple[str, ...]:
     notes = []
+    between = sum(not all(one.measured for one in own.values()) for own in found.values())
+    if between:
+        notes.append(f"sensitivity of {between} of {len(found)} layers was interpolated")
     if times.missing:
         notes.append(f"no model of {', '.join(times.missing)} on {work.chip}: left out")
     if trial.losses:
