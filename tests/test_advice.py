@@ -356,6 +356,18 @@ def test_wrong_arguments_change_nothing(loaded, text, twice_as_fast, changes, sa
     assert same(model, before)
 
 
+def test_layers_that_would_not_be_put_back_are_refused(loaded, text):
+    model, tokenizer = loaded
+    layer = model.get_submodule(UP)
+    torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"^advise: .*up_proj must have a plain weight"):
+        prunekern.advise(model, tokenizer, text)
+    torch.nn.utils.prune.remove(layer, "weight")
+    prunekern.replace_linears(model, "csr", targets=UP)
+    with pytest.raises(ValueError, match=r"^advise: .*up_proj must be dense, got a SparseLinear"):
+        prunekern.advise(model, tokenizer, text)
+
+
 @pytest.mark.parametrize("where", ["sensitivity", "plan 1"])
 def test_an_interruption_leaves_the_model_as_it_was(loaded, text, twice_as_fast, where):
     model, tokenizer = loaded

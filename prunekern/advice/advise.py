@@ -172,6 +172,11 @@ def _check(
                 f"advise: {name} must be dense, got a SparseLinear ({module.kernel}); call "
                 "prunekern.restore_linears(model) first"
             )
+        if hasattr(module, "weight_orig"):
+            raise ValueError(
+                f"advise: {name} must have a plain weight, got one masked by torch.nn.utils.prune; "
+                "call torch.nn.utils.prune.remove(module, 'weight') first"
+            )
         if module.weight.device.type == "meta":
             raise ValueError(f"advise: {name} must hold data, got a meta tensor; load the model")
     return _Work(
@@ -340,6 +345,7 @@ def _plan(
         pairs = whole_model.seconds(
             work.model, work.parts.held_out, list(work.weights), trial.modules
         )
+        work.told("speed of the plan", 1.0)
         measured = {tokens: dense / planned for tokens, (dense, planned) in pairs.items()}
         with whole_model.swapped(work.model, trial.modules):
             bytes_planned = whole_model.model_bytes(work.model)
