@@ -25,6 +25,7 @@ from prunekern.replace import replace_linears, restore_linears
 from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
 
 if TYPE_CHECKING:
+    from prunekern.advice import Plan, advise, apply
     from prunekern.compare import compare
 
 __version__ = "0.1.0"
@@ -33,7 +34,10 @@ __all__ = [
     "Decoder",
     "Generated",
     "Packed",
+    "Plan",
     "SparseLinear",
+    "advise",
+    "apply",
     "compare",
     "compress",
     "convert",
@@ -61,8 +65,13 @@ __all__ = [
 register()
 
 
+_ADVICE = ("Plan", "advise", "apply")
+
+
 def __getattr__(name: str) -> Any:
     # Comparing needs transformers, which takes seconds to import; pruning and running do not.
     if name == "compare":
         return importlib.import_module("prunekern.compare")
+    if name in _ADVICE:
+        return getattr(importlib.import_module("prunekern.advice"), name)
     raise AttributeError(f"module 'prunekern' has no attribute {name!r}")

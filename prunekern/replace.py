@@ -25,6 +25,9 @@ from prunekern.ops import check_runs, facts_of
 from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
 from prunekern.tied import forget_tie, tied_head
+from prunekern.timing import check_tokens, fastest_storage
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def replace_linears(
     prune: bool = True,
     group_size: int | None = None,
     fuse: bool = False,
+    tokens: int = 1,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -127,7 +131,9 @@ def replace_linears(
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
-        kernel: "2:4", "2:4-int8", "2:4-int4", "csr" or "bitmask".
+        kernel: "2:4", "2:4-int8", "2:4-int4", "csr" or "bitmask"; or "auto": for each weight, as
+            it is, the one that is timed to be fastest on this machine, and dense where that is as
+            fast; prunes and rounds nothing.
         targets: See `prunekern.targets.match_modules`. A head that is named though it shares its
             weight with the input embedding gets a weight of its own, the embedding stays dense.
         layout: A variant of the format instead of the best that runs here.
@@ -136,6 +142,7 @@ def replace_linears(
         group_size: For int8 and int4, inputs that share a scale; see `prunekern.compress`.
         fuse: Whether q, k, v and gate, up become one packed weight and one op each; see
             `fuse_linears`. What can not be is left apart with the reason in the report.
+        tokens: For "auto": at once, through a layer.
 
     Returns:
         What was done, layer by layer, and why a layer was left dense.
@@ -145,8 +152,7 @@ def replace_linears(
             before, weights of another dtype, on the meta device, NaN or infinite, or not 2:4 where
             `prune` is False, or a bad group size. The model is then as it was.
     """
-    formats.check_format(kernel, "replace_linears")
-    formats.check_group_size(kernel, group_size, "replace_linears")
+    _check_kernel(kernel, layout, group_size, tokens)
     accept = _linear_or_sparse
     matched = match_modules(model, targets, "replace_linears", accept)
     head = tied_head(model)
@@ -157,6 +163,11 @@ def replace_linears(
     for name, module in matched.items():
         if not reasons[name]:
             _check(name, module, kernel, layout, prune)
+    kernels = dict.fromkeys(matched, kernel)
+    if kernel == AUTO:
+        for name, module in matched.items():
+            if not reasons[name]:
+                kernels[name], reasons[name] = fastest_storage(masked_weight(module), tokens)
 
     swapped: dict[int, tuple[SparseLinear, ReplacedLayer]] = {}
     layers = []
@@ -168,7 +179,7 @@ def replace_linears(
             layers.append(ReplacedLayer(name, shape, "dense", "", size, size, reason=reasons[name]))
             continue
         if id(linear) not in swapped:
-            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune, group_size)
+            swapped[id(linear)] = _swap(name, linear, kernels[name], layout, prune, group_size)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
         if linear is head:
@@ -240,6 +251,20 @@ def _reason_to_leave(model: nn.Module, module: nn.Module) -> str:
     return ""
 
 
+def _check_kernel(kernel: str, layout: str | None, group_size: int | None, tokens: int) -> None:
+    who = "replace_linears"
+    if kernel != AUTO:
+        known = ", ".join([*formats.FORMATS, AUTO])
+        if kernel not in formats.FORMATS:
+            raise ValueError(f"{who}: kernel must be one of {known}, got {kernel!r}")
+        formats.check_group_size(kernel, group_size, who)
+        return
+    for name, given in (("layout", layout), ("group_size", group_size)):
+        if given is not None:
+            raise ValueError(f"{who}: {name} must be left out for auto, got {given!r}")
+    check_tokens(tokens, who)
+
+
 def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune: bool) -> None:
     who = f"replace_linears: {name}"
     if isinstance(module, SparseLinear):
@@ -254,11 +279,11 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
         raise ValueError(f"{who} must have finite weights, got {bad} NaN or infinite")
     if module.bias is not None and module.bias.dtype != weight.dtype:
         raise ValueError(f"{who} must have a bias of {weight.dtype}, got {module.bias.dtype}")
-    stem = formats.FORMATS[kernel].stem
     if layout is not None:
+        stem = formats.FORMATS[kernel].stem
         check_layout(stem, layout, weight.dtype, who)
         check_runs(stem, layout, weight.device, weight.dtype, who)
-    if formats.FORMATS[kernel].pattern == "2:4" and not prune:
+    if kernel != AUTO and formats.FORMATS[kernel].pattern == "2:4" and not prune:
         broken = count_broken_groups(weight)
         if broken:
             raise ValueError(

@@ -14,7 +14,7 @@ from prunekern.cli import app, main
 from prunekern.compare.expected import sentences
 from prunekern.nn import SparseLinear
 
-COMMANDS = ("prune", "recover", "compare", "convert", "generate", "hardware")
+COMMANDS = ("advise", "prune", "recover", "compare", "convert", "generate", "hardware")
 
 
 def invoke(*arguments):
