@@ -20,6 +20,7 @@ from prunekern.compare.variants import (
     DTYPES,
     REMOVED,
     Variant,
+    alone,
     build,
     model_bytes,
     target_names,
@@ -137,6 +138,7 @@ def _load(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from prunekern.compare import measure
+    from prunekern.compare.sweep import commonest_shape
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(job.threads)
@@ -154,13 +156,14 @@ def _load(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     state |= {
         "model": model,
         # One of other sizes has no dense twin to be timed against.
-        "layer": None if job.variant.storage == REMOVED else layers[largest],
+        "layer": None if job.variant.storage == REMOVED else alone(layers[largest]),
         "in_features": shapes[largest][1],
     }
     result = {
         "layers": len(names),
         "layer_name": names[largest],
         "layer_shape": tuple(shapes[largest]),
+        "commonest_shape": commonest_shape([tuple(shape) for shape in shapes]),
         "sparsity": 1 - left / count,
         "dense_weight_bytes": dense_bytes,
         "pruned_weight_bytes": sum(weight_bytes(layer) for layer in layers),
@@ -184,11 +187,11 @@ def _nll(job: Job, state: dict[str, Any], first: int, count: int) -> float:
 def _speed(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     from prunekern.compare import measure
 
-    model, layer = state["model"], state["layer"]
+    model, layer, compiled = state["model"], state["layer"], job.variant.compiled
     return {
         "prefill_tokens_per_s": measure.prefill_tokens_per_s(model, job.windows),
-        "decode_tokens_per_s": measure.decode_tokens_per_s(model, job.windows, 1),
-        "decode_tokens_per_s_batch4": measure.decode_tokens_per_s(model, job.windows, 4),
+        "decode_tokens_per_s": measure.decode_tokens_per_s(model, job.windows, 1, compiled),
+        "decode_tokens_per_s_batch4": measure.decode_tokens_per_s(model, job.windows, 4, compiled),
         "layer_ms": {}
         if layer is None
         else measure.layer_ms(layer, state["in_features"], DTYPES[job.variant.dtype]),
@@ -196,7 +199,28 @@ def _speed(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_REQUESTS = {"load": _load, "nll": _nll, "speed": _speed}
+def _errors(job: Job, state: dict[str, Any], prunings: list[Any]) -> list[dict[str, Any]]:
+    from prunekern.compare.sensitivity import layer_errors
+
+    return layer_errors(state["model"], job.targets, prunings, job.windows[:1])
+
+
+def _divergence(job: Job, state: dict[str, Any], name: str, pruning: Any) -> float:
+    from prunekern.compare.sensitivity import divergence, log_probabilities
+
+    model, window = state["model"], job.windows[:1]
+    if "log_probabilities" not in state:
+        state["log_probabilities"] = log_probabilities(model, window)
+    return divergence(model, name, pruning, window, state["log_probabilities"])
+
+
+_REQUESTS = {
+    "load": _load,
+    "nll": _nll,
+    "speed": _speed,
+    "errors": _errors,
+    "divergence": _divergence,
+}
 
 
 def check_targets(model: Any, targets: Sequence[str] | str) -> None:
