@@ -188,8 +188,8 @@ std::tuple<Tensor, Tensor> sparse24_pack_op(const Tensor& values, const Tensor& 
     const bool pairs = dtype == DType::kBFloat16;
     const int64_t value_sizes[] = {T, 8 * C, pairs ? V.tile_rows : 2, pairs ? 2 : V.tile_rows};
     const int64_t meta_sizes[] = {T, C, V.tile_rows};
-    Tensor packed_values = empty(dtype_code(values), value_sizes, 4, kCpu);
-    Tensor packed_meta = empty(aoti_torch_dtype_int32(), meta_sizes, 3, kCpu);
+    Tensor packed_values = empty_weight(dtype_code(values), value_sizes, 4, kCpu);
+    Tensor packed_meta = empty_weight(aoti_torch_dtype_int32(), meta_sizes, 3, kCpu);
     sparse24_pack({values.const_data_ptr(), static_cast<const uint8_t*>(meta.const_data_ptr()), N,
                    K, dtype, V.tile_rows, V.pair_codes, packed_values.mutable_data_ptr(),
                    static_cast<int32_t*>(packed_meta.mutable_data_ptr()), torch_parallel_for});
@@ -287,8 +287,8 @@ std::tuple<Tensor, Tensor, Tensor> bitmask_pack_op(const Tensor& values, const T
     const int64_t value_sizes[] = {nnz + kValuesPadding};
     const int64_t mask_sizes[] = {T, ceil_div(K, 64), V.tile_rows};
     const int64_t offset_sizes[] = {T + 1};
-    Tensor packed_values = empty(dtype_code(values), value_sizes, 1, kCpu);
-    Tensor packed_mask = empty(aoti_torch_dtype_int64(), mask_sizes, 3, kCpu);
+    Tensor packed_values = empty_weight(dtype_code(values), value_sizes, 1, kCpu);
+    Tensor packed_mask = empty_weight(aoti_torch_dtype_int64(), mask_sizes, 3, kCpu);
     Tensor offsets = empty(aoti_torch_dtype_int64(), offset_sizes, 1, kCpu);
     const int64_t found = bitmask_pack(
         {values.const_data_ptr(), static_cast<const uint8_t*>(bitmask.const_data_ptr()), N, K, nnz,
