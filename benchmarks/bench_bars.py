@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from contenders import best_layout, line_up, plain_read
+from contenders import best_layout, kind_here, line_up, plain_read
 from harness import Race
 from shapes import BANDWIDTH_BAR, BARS, SHAPES
 
@@ -25,11 +25,7 @@ def _cells(isa: str):
 
 def pytest_generate_tests(metafunc):
     if "cell" in metafunc.fixturenames:
-        from prunekern import ops
-
-        kind = metafunc.config.getoption("--isa") or (
-            "avx512bf16" if "avx512bf16" in ops.cpu_isa() else "avx2"
-        )
+        kind = metafunc.config.getoption("--isa") or kind_here()
         cells = list(_cells(kind))
         ids = [
             f"{bar.what.replace(' ', '')}-{shape[0]}x{shape[1]}-M{M}-{bar.rivals[0].split()[1]}"

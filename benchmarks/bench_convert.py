@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from contenders import STEM_KERNEL, best_layout, is_24, rivals_for, weight_of
+from contenders import STEM_KERNEL, best_layout, is_24, kind_here, rivals_for, weight_of
 from rivals import RIVALS
 
 import prunekern
@@ -61,7 +61,9 @@ def test_convert_layer(benchmark, cells, isa, device, stem):
 def pytest_generate_tests(metafunc):
     if "rival" in metafunc.fixturenames:
         device = metafunc.config.getoption("--device") or "cpu"
-        metafunc.parametrize("rival", rivals_for(device, {r.weights for r in RIVALS.values()}))
+        isa = metafunc.config.getoption("--isa") or kind_here()
+        every = {r.weights for r in RIVALS.values()}
+        metafunc.parametrize("rival", rivals_for(device, every, isa))
 
 
 def test_convert_rival(benchmark, cells, device, rival):

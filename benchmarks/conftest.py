@@ -14,10 +14,8 @@ from dataclasses import asdict
 import pytest
 import record
 import torch
-from contenders import line_up, own_variants, plain_read, rivals_for
+from contenders import KINDS, kind_here, line_up, own_variants, plain_read, rivals_for
 from harness import Race
-
-from prunekern import ops
 
 CELLS: dict[str, list[dict]] = defaultdict(list)
 # Question -> rows and notes of its cells, where those are not of races.
@@ -32,9 +30,9 @@ SLOW_TO_BUILD = ("DeepSparse float32",)
 def pytest_addoption(parser):
     parser.addoption(
         "--isa",
-        choices=("avx2", "avx512bf16"),
+        choices=KINDS,
         default=None,
-        help="kind of machine whose bars count; what this CPU has by default",
+        help="kind of CPU, whose bars count and whose layouts run; this one's by default",
     )
     parser.addoption("--full", action="store_true", help="every cell: hours")
     parser.addoption("--device", choices=("cpu", "cuda"), default=None,
@@ -58,8 +56,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def isa(request) -> str:
-    kind = request.config.getoption("--isa")
-    return kind or ("avx512bf16" if "avx512bf16" in ops.cpu_isa() else "avx2")
+    return _isa(request.config)
+
+
+def _isa(config) -> str:
+    return config.getoption("--isa") or kind_here()
 
 
 def _device(config) -> str:
@@ -98,7 +99,7 @@ def race(request, benchmark, isa, device):
 
     def run(cell, every: bool = False, rivals: tuple[str, ...] = EXACT, plain_read: bool = False):
         own = own_variants(cell.sparsity, cell.weights, isa, device, every or full)
-        names = rivals_for(device, rivals)
+        names = rivals_for(device, rivals, isa)
         if not own and not names:
             pytest.skip(f"nothing here keeps weights in {cell.weights}")
         few = full or cell.tokens in FEW_TOKENS
@@ -136,7 +137,7 @@ def _judge(one: Race, results) -> dict:
 
 def pytest_terminal_summary(terminalreporter, config):
     name = config.getoption("--results")
-    facts = record.environment(_device(config)) if CELLS else {}
+    facts = record.environment(_device(config), _isa(config)) if CELLS else {}
     for question, cells in CELLS.items():
         rows, notes = PAGES.get(question, record.races)(cells)
         terminalreporter.section(question)

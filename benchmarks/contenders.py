@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from clock import cold_bytes
-from rivals import RIVALS, Product, present, why_absent
+from rivals import RIVALS, Product, why_absent
 from torch import Tensor
 
 from prunekern import layouts, ops
@@ -24,8 +24,9 @@ LEAST_COPIES, MOST_COPIES = 2, 8  # of each weight; below the first none would b
 STEM_KERNEL = {cls.stem: name for name, cls in FORMATS.items()}
 # Other libraries' products that are ops of the table as well.
 RIVAL_LAYOUTS = frozenset(name for names in layouts.RIVALS.values() for name in names)
-# Layouts that lesser kinds of machine than this one lack.
-_BEYOND = {"avx512bf16": (), "avx2": ("amx", "avx512bf16", "avx512")}
+# Kind of CPU, best first -> layouts that it lacks.
+_LACKS = {"amx": (), "avx512bf16": ("amx",), "avx2": ("amx", "avx512bf16", "avx512")}
+KINDS = tuple(_LACKS)
 
 
 def is_24(kernel: str) -> bool:
@@ -45,12 +46,17 @@ def weight_of(shape: tuple[int, int], sparsity: float) -> Tensor:
     return random_weight(kernel, *shape, torch.float32, density=1 - sparsity, seed=0)
 
 
+def kind_here() -> str:
+    """The kind of this CPU: what bars count, and which layouts are taken."""
+    return next((kind for kind in KINDS if kind in ops.cpu_isa()), "avx2")
+
+
 def best_layout(stem: str, dtype: torch.dtype, isa: str, device: str = "cpu") -> str:
     """The layout taken on a machine of this kind."""
     if device == "cuda":
         return ops.default_layout(stem, torch.device("cuda"), dtype)
     for layout in LAYOUTS[stem]:
-        there = (stem, layout) in ops.available() and layout not in _BEYOND[isa]
+        there = (stem, layout) in ops.available() and layout not in _LACKS[isa]
         if there and takes_dtype(layout, dtype):
             return layout
     raise ValueError(f"best_layout: {stem} must have a layout that runs here, got none")
@@ -220,11 +226,23 @@ def own_variants(
     return tuple(found)
 
 
-def rivals_for(device: str, weights: Iterable[str]) -> tuple[str, ...]:
+def rivals_for(device: str, weights: Iterable[str], isa: str) -> tuple[str, ...]:
     """Names of the rivals that are here and keep weights so."""
-    return tuple(name for name, r in present(device).items() if r.weights in set(weights))
+    absent = absent_rivals(device, isa)
+    return tuple(
+        name
+        for name, r in RIVALS.items()
+        if r.device == device and r.weights in set(weights) and name not in absent
+    )
 
 
-def absent_rivals(device: str) -> dict[str, str]:
+def absent_rivals(device: str, isa: str) -> dict[str, str]:
     """Name -> why it is not among those that run."""
-    return {n: why_absent(n) for n, r in RIVALS.items() if r.device == device and why_absent(n)}
+    limited = isa != kind_here()
+    reasons = {}
+    for name, r in RIVALS.items():
+        if r.device == device:
+            reasons[name] = why_absent(name)
+            if limited and device == "cpu" and r.pool not in ("torch", "none"):
+                reasons[name] = f"has no switch that limits it to {isa}"
+    return {name: why for name, why in reasons.items() if why}

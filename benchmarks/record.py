@@ -21,20 +21,21 @@ _PACKAGES = ("torch", "numpy", "scipy", "onnxruntime", "openvino", "torchao", "t
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 
-def environment(device: str) -> dict:
+def environment(device: str, isa: str) -> dict:
     """All that numbers depend on."""
     machine = hardware()
     measured = limits(device)
     found = {
         "device": machine.gpu if device == "cuda" else machine.cpu,
         "features": sorted(ops.cpu_isa()),
+        "kind": isa,
         "threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
         "packages": {p: v for p in _PACKAGES if (v := _version(p))},
         "limited": {k: os.environ[k] for k in _LIMITS if k in os.environ},
         "read GB/s": round(measured.bytes_per_s / 1e9, 1),
         "peak GFLOP/s": {k: round(v / 1e9) for k, v in measured.flops_per_s.items()},
-        "absent rivals": absent_rivals(device),
+        "absent rivals": absent_rivals(device, isa),
     }
     if device == "cpu":
         found["cold bytes"] = cold_bytes()

@@ -117,4 +117,5 @@ BARS = {
         Bar("90 % bf16", _BOTH, "bfloat16", 0.1, (1,), _TORCH, (3,)),
     ),
 }  # fmt: skip
+BARS["amx"] = BARS["avx512bf16"]  # none of its own
 BANDWIDTH_BAR = 0.9  # 2:4 and bitmask bf16 at one token, of what a plain read loop reaches
