@@ -36,17 +36,18 @@ def _times(benchmark, steps) -> dict[str, float]:
     return {name: statistics.median(t[1:]) * 1e3 for name, t in times.items()}
 
 
-def _add(cells, benchmark, what: str, times: dict[str, float], is_ours: bool, nbytes: int) -> None:
+def _add(keep, benchmark, what: str, times: dict[str, float], is_ours: bool, nbytes: int) -> None:
     found = {"cell": what, "is_ours": is_ours, "times_ms": times, "weight_bytes": nbytes}
     benchmark.extra_info.update(found)
-    cells.append(found)
+    keep(found)
 
 
 @pytest.mark.parametrize("stem", STEM_KERNEL)
-def test_convert_layer(benchmark, cells, isa, device, stem):
+def test_convert_layer(benchmark, keep, isa, device, stem):
     kernel = STEM_KERNEL[stem]
-    weight = weight_of(SHAPE, 0.5 if is_24(kernel) else 0.7).to(device, torch.bfloat16)
     layout = best_layout(stem, torch.bfloat16, isa, device)
+    keep.once(f"{kernel}/{layout}")
+    weight = weight_of(SHAPE, 0.5 if is_24(kernel) else 0.7).to(device, torch.bfloat16)
     packed = prunekern.pack(prunekern.compress(weight, kernel), layout)
     steps = {
         "compress": lambda _: prunekern.compress(weight, kernel),
@@ -54,8 +55,7 @@ def test_convert_layer(benchmark, cells, isa, device, stem):
         "unpack": prunekern.unpack,
         "decompress": prunekern.decompress,
     }
-    name = f"{kernel}/{layout}"
-    _add(cells, benchmark, name, _times(benchmark, steps), True, packed.nbytes)
+    _add(keep, benchmark, f"{kernel}/{layout}", _times(benchmark, steps), True, packed.nbytes)
 
 
 def pytest_generate_tests(metafunc):
@@ -66,7 +66,8 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("rival", rivals_for(device, every, isa))
 
 
-def test_convert_rival(benchmark, cells, device, rival):
+def test_convert_rival(benchmark, keep, device, rival):
+    keep.once(rival)
     found = RIVALS[rival]
     weight = weight_of(SHAPE, 0.5 if found.storage == "2:4" else 0.7).to(device)
     x = torch.randn(1, SHAPE[1]).to(device, found.dtype)
@@ -76,13 +77,14 @@ def test_convert_rival(benchmark, cells, device, rival):
         product.call(x)
 
     steps = {"compress and pack": lambda _: found.build(weight, 1), "first call": first_call}
-    _add(cells, benchmark, rival, _times(benchmark, steps), False, product.nbytes)
+    _add(keep, benchmark, rival, _times(benchmark, steps), False, product.nbytes)
 
 
 @pytest.mark.parametrize("kernel", ["dense", *STEM_KERNEL.values()])
-def test_convert_checkpoint(benchmark, cells, tmp_path, kernel):
+def test_convert_checkpoint(benchmark, keep, tmp_path, kernel):
     from transformers import AutoModelForCausalLM
 
+    keep.once(f"{kernel} checkpoint")
     model = AutoModelForCausalLM.from_pretrained(default_model_path(), dtype=torch.bfloat16)
     if kernel == "dense":
         model.save_pretrained(tmp_path)
@@ -94,5 +96,5 @@ def test_convert_checkpoint(benchmark, cells, tmp_path, kernel):
     nbytes = (tmp_path / "model.safetensors").stat().st_size
     load = {"load": lambda _: AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)}
     _add(
-        cells, benchmark, f"{kernel} checkpoint", _times(benchmark, load), kernel != "dense", nbytes
+        keep, benchmark, f"{kernel} checkpoint", _times(benchmark, load), kernel != "dense", nbytes
     )

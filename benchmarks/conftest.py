@@ -8,7 +8,6 @@ import os
 # not for tens, in which other libraries' threads would run at half speed.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from collections import defaultdict
 from dataclasses import asdict
 
 import pytest
@@ -17,9 +16,7 @@ import torch
 from contenders import KINDS, kind_here, line_up, own_variants, plain_read, rivals_for
 from harness import Race
 
-CELLS: dict[str, list[dict]] = defaultdict(list)
-# Question -> rows and notes of its cells, where those are not of races.
-PAGES = {"bars": record.bars, "convert": record.steps}
+RESULTS = pytest.StashKey[record.Results]()
 EXACT = ("float32", "bfloat16", "float16")
 MOST_COLUMNS = 8  # on a terminal; the files have all
 # Compiling for one number of tokens takes seconds: by default only at these.
@@ -40,6 +37,13 @@ def pytest_addoption(parser):
     parser.addoption("--seconds", type=float, default=1.0, help="of rounds for each cell")
     parser.addoption("--results", default=None,
                      help="write benchmarks/results/<name>-<question>.json and .md")  # fmt: skip
+
+
+def pytest_configure(config):
+    def facts() -> dict:
+        return record.environment(_device(config), _isa(config))
+
+    config.stash[RESULTS] = record.Results(config.getoption("--results"), facts)
 
 
 def pytest_generate_tests(metafunc):
@@ -78,9 +82,18 @@ def two_threads():
 
 
 @pytest.fixture
-def cells(request) -> list[dict]:
-    """What the question of this file has found so far."""
-    return CELLS[_question(request)]
+def keep(request):
+    """The function that keeps a cell: `keep(cell)`; `keep.once(name)` skips what is kept."""
+
+    def once(name: str) -> None:
+        if request.config.stash[RESULTS].has(_question(request), name):
+            pytest.skip("measured by an earlier run: delete its files to measure anew")
+
+    def add(cell: dict) -> None:
+        request.config.stash[RESULTS].add(_question(request), cell)
+
+    add.once = once
+    return add
 
 
 def _question(request) -> str:
@@ -88,7 +101,7 @@ def _question(request) -> str:
 
 
 @pytest.fixture
-def race(request, benchmark, isa, device):
+def race(request, benchmark, isa, device, keep):
     """The function that runs one cell: `race(cell, every=False, rivals=EXACT, plain_read=False)`.
 
     every: All layouts of ours, not only the chosen ones. rivals: What those keep weights in.
@@ -98,6 +111,7 @@ def race(request, benchmark, isa, device):
     full = config.getoption("--full")
 
     def run(cell, every: bool = False, rivals: tuple[str, ...] = EXACT, plain_read: bool = False):
+        keep.once(cell.id)
         own = own_variants(cell.sparsity, cell.weights, isa, device, every or full)
         names = rivals_for(device, rivals, isa)
         if not own and not names:
@@ -113,7 +127,7 @@ def race(request, benchmark, isa, device):
         found = _judge(one, results)
         found |= {"cell": cell.id, **asdict(cell), "results": [asdict(r) for r in results]}
         benchmark.extra_info.update(found)
-        CELLS[_question(request)].append(found)
+        keep(found)
 
     return run
 
@@ -136,10 +150,9 @@ def _judge(one: Race, results) -> dict:
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    name = config.getoption("--results")
-    facts = record.environment(_device(config), _isa(config)) if CELLS else {}
-    for question, cells in CELLS.items():
-        rows, notes = PAGES.get(question, record.races)(cells)
+    found = config.stash[RESULTS]
+    for question, cells in found.cells.items():
+        rows, notes = record.page_of(question, cells)
         terminalreporter.section(question)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -147,7 +160,5 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line("  ".join(c.ljust(w) for c, w in columns).rstrip())
         for note in notes:
             terminalreporter.write_line(note)
-        if name:
-            record.write(f"{name}-{question}", facts, cells, rows, notes)
-    for rival, why in facts.get("absent rivals", {}).items():
+    for rival, why in (found.facts["absent rivals"] if found.cells else {}).items():
         terminalreporter.write_line(f"absent: {rival}: {why}")

@@ -1,10 +1,18 @@
-"""Results of a run: JSON for `gate.py`, a Markdown table a question for people."""
+"""Results of a run: JSON for `gate.py`, a Markdown table a question for people.
+
+Both are written after every cell. A later run with the same name and sources goes on where the one
+before was cut off; delete the files to measure anew.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import platform
+from collections import defaultdict
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,6 +27,56 @@ from prunekern.hardware import hardware
 FOLDER = Path(__file__).resolve().parent / "results"
 _PACKAGES = ("torch", "numpy", "scipy", "onnxruntime", "openvino", "torchao", "transformers")
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
+def digest() -> str:
+    """Of the sources that times depend on."""
+    root = FOLDER.parent.parent
+    files = [*(root / "csrc").rglob("*.*"), *(root / "prunekern").rglob("*.py")]
+    files += (root / "benchmarks").rglob("*.py")
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:16]
+
+
+class Results:
+    """Cells by question; with a name also their files.
+
+    Args:
+        name: Of the machine, or None: nothing is read or written.
+        facts: A function that says the environment, called when a file is first written.
+    """
+
+    def __init__(self, name: str | None, facts: Callable[[], dict]):
+        self.name, self._facts = name, facts
+        self.cells: dict[str, list[dict]] = defaultdict(list)
+        self.read: set[str] = set()
+
+    @functools.cached_property
+    def facts(self) -> dict:
+        """The environment."""
+        return {**self._facts(), "sources": digest()}
+
+    def has(self, question: str, cell: str) -> bool:
+        """Whether an earlier run, or this one, has measured this cell."""
+        if self.name and question not in self.read:
+            self.read.add(question)
+            path = FOLDER / f"{self.name}-{question}.json"
+            earlier = json.loads(path.read_text()) if path.exists() else None
+            if earlier and earlier["environment"].get("sources") == digest():
+                self.cells[question] += earlier["cells"]
+        return any(c["cell"] == cell for c in self.cells[question])
+
+    def add(self, question: str, cell: dict) -> None:
+        """One more; its files are written."""
+        self.cells[question].append(cell)
+        if self.name:
+            cells = self.cells[question]
+            rows, notes = page_of(question, cells)
+            write(f"{self.name}-{question}", self.facts, cells, rows, notes)
+
+
+def page_of(question: str, cells: list[dict]) -> tuple[list[list[str]], list[str]]:
+    """Rows, the head first, and notes."""
+    return {"bars": bars, "convert": steps}.get(question, races)(cells)
 
 
 def environment(device: str, isa: str) -> dict:

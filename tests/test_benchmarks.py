@@ -270,6 +270,32 @@ def test_files_are_written_for_the_gate(tmp_path, monkeypatch):
     assert gate.main(both) == 0
 
 
+def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+
+    def run() -> record.Results:
+        return record.Results("zen4", lambda: {"device": "a CPU"})
+
+    first = run()
+    assert not first.has("tokens", "M1")
+    first.add("tokens", cell("M1"))
+    second = run()
+    assert second.has("tokens", "M1") and not second.has("tokens", "M2")
+    assert not second.has("decode", "M1")
+    second.add("tokens", cell("M2"))
+    page = (tmp_path / "zen4-tokens.md").read_text()
+    assert "| M1 |" in page and "| M2 |" in page
+    monkeypatch.setattr(record, "digest", lambda: "other sources")
+    assert not run().has("tokens", "M1")
+
+
+def test_without_a_name_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    found = record.Results(None, dict)
+    found.add("tokens", cell("M1"))
+    assert found.has("tokens", "M1") and not list(tmp_path.iterdir())
+
+
 def test_steps_that_one_lacks_are_left_empty():
     cells = [
         {"cell": "2:4/amx", "times_ms": {"compress": 1.0, "pack": 2.0}, "weight_bytes": 10**6},
