@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from contenders import STEM_KERNEL, best_layout, is_24, kind_here, rivals_for, weight_of
+from contenders import STEM_KERNEL, absent_rivals, best_layout, is_24, rivals_for, weight_of
 from rivals import RIVALS
 
 import prunekern
@@ -58,17 +58,14 @@ def test_convert_layer(benchmark, keep, isa, device, stem):
     _add(keep, benchmark, f"{kernel}/{layout}", _times(benchmark, steps), True, packed.nbytes)
 
 
-def pytest_generate_tests(metafunc):
-    if "rival" in metafunc.fixturenames:
-        device = metafunc.config.getoption("--device") or "cpu"
-        isa = metafunc.config.getoption("--isa") or kind_here()
-        every = {r.weights for r in RIVALS.values()}
-        metafunc.parametrize("rival", rivals_for(device, every, isa))
-
-
-def test_convert_rival(benchmark, keep, device, rival):
-    keep.once(rival)
+@pytest.mark.parametrize("rival", RIVALS)
+def test_convert_rival(benchmark, keep, isa, device, rival):
     found = RIVALS[rival]
+    if found.device != device:
+        pytest.skip(f"runs on {found.device}")
+    keep.once(rival)
+    if rival not in rivals_for(device, {found.weights}, isa):
+        pytest.skip(absent_rivals(device, isa)[rival])
     weight = weight_of(SHAPE, 0.5 if found.storage == "2:4" else 0.7).to(device)
     x = torch.randn(1, SHAPE[1]).to(device, found.dtype)
     product = found.build(weight, 1)
