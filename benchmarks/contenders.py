@@ -31,7 +31,7 @@ KINDS = tuple(_LACKS)
 
 def is_24(kernel: str) -> bool:
     """Whether the format stores two of every four."""
-    return kernel.startswith("2:4")
+    return FORMATS[kernel].pattern == "2:4"
 
 
 def fits(kernel: str, sparsity: float) -> bool:
@@ -199,8 +199,9 @@ def plain_read(nbytes: int, x: Tensor) -> Contender:
 
 
 def weights_of(kernel: str, dtype: torch.dtype) -> str:
-    """What the format keeps weights in: the dtype, or after a dash in its name "int8", "int4"."""
-    return kernel.partition("-")[2] or str(dtype).removeprefix("torch.")
+    """What the format keeps weights in: the dtype, "int8" or "int4"."""
+    bits = FORMATS[kernel].bits
+    return f"int{bits}" if bits else str(dtype).removeprefix("torch.")
 
 
 def own_variants(
