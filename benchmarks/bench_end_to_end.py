@@ -16,6 +16,7 @@ from contenders import STEM_KERNEL, is_24
 from limits import limits
 from rivals import llama_cpp
 
+from prunekern import ops
 from prunekern.compare.default_model import DEFAULT_MODEL, default_model_path, shipped_gguf
 from prunekern.compare.measure import NEW_TOKENS, PREFILL_TOKENS, PROMPT_TOKENS
 from prunekern.compare.text import default_text, token_windows
@@ -32,11 +33,12 @@ SPEEDS = {  # What a worker says, and how many tokens one time is of.
 
 
 def contestants() -> list[Variant]:
-    """Dense in fp32 and bf16 by transformers alone, and every storage of ours in bf16."""
+    """Dense in fp32 and bf16 by transformers alone, and each storage of ours that has a kernel."""
     dense = [Variant(DENSE, DENSE, dtype, 0.0) for dtype in ("float32", "bfloat16")]
     return dense + [
         Variant("2:4" if is_24(kernel) else "unstructured", kernel, "bfloat16", 0.5)
-        for kernel in STEM_KERNEL.values()
+        for stem, kernel in STEM_KERNEL.items()
+        if ops.default_layout(stem, torch.device("cpu"), torch.bfloat16) != "reference"
     ]
 
 
