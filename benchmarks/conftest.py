@@ -41,7 +41,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     def facts() -> dict:
-        return record.environment(_device(config), _isa(config))
+        found = record.environment(_device(config), _isa(config))
+        if not config.getoption("--full"):
+            for name in SLOW_TO_BUILD:
+                few = f"compiled for each M: only at M = {FEW_TOKENS}, at all with --full"
+                found["absent rivals"].setdefault(name, few)
+        return found
 
     config.stash[RESULTS] = record.Results(config.getoption("--results"), facts)
 
@@ -113,7 +118,7 @@ def race(request, benchmark, isa, device, keep):
     def run(cell, every: bool = False, rivals: tuple[str, ...] = EXACT, plain_read: bool = False):
         keep.once(cell.id)
         own = own_variants(cell.sparsity, cell.weights, isa, device, every or full)
-        names = rivals_for(device, rivals, isa)
+        names = rivals_for(device, rivals, isa, cell.sparsity)
         if not own and not names:
             pytest.skip(f"nothing here keeps weights in {cell.weights}")
         few = full or cell.tokens in FEW_TOKENS

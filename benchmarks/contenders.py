@@ -190,9 +190,9 @@ def line_up(*key) -> LineUp:
 def plain_read(nbytes: int, x: Tensor) -> Contender:
     """A product that reads so many bytes once and does little with them: the next part of 1 GB."""
     columns = 4096
-    buffer = torch.ones(cold_bytes() // (4 * columns), columns)
+    buffer = torch.ones(cold_bytes() // (4 * columns), columns, device=x.device)
     parts = buffer.split(max(nbytes // (4 * columns), 1))
-    vector = torch.ones(columns)
+    vector = torch.ones(columns, device=x.device)
     products = [Product(lambda _, part=part: part @ vector, part.nbytes) for part in parts[:-1]]
     entrant = Entrant("plain read", x.dtype, lambda tokens: products[0], 0, is_ours=False)
     return Contender(entrant, products, x, 0)
@@ -221,19 +221,26 @@ def own_variants(
         kernel = STEM_KERNEL[stem]
         if not fits(kernel, sparsity) or weights_of(kernel, dtype) != weights:
             continue
+        if layout in _LACKS[isa]:
+            continue
         is_best = layout == best_layout(stem, dtype, isa, device)
         if is_best or (every and layout not in ("reference", "scalar", *RIVAL_LAYOUTS)):
             found.append((stem, layout, dtype))
     return tuple(found)
 
 
-def rivals_for(device: str, weights: Iterable[str], isa: str) -> tuple[str, ...]:
-    """Names of the rivals that are here and keep weights so."""
+def rivals_for(
+    device: str, weights: Iterable[str], isa: str, sparsity: float = 0.5
+) -> tuple[str, ...]:
+    """Names of the rivals that are here, keep weights so and take weights of this sparsity."""
     absent = absent_rivals(device, isa)
     return tuple(
         name
         for name, r in RIVALS.items()
-        if r.device == device and r.weights in set(weights) and name not in absent
+        if r.device == device
+        and r.weights in set(weights)
+        and name not in absent
+        and (r.storage != "2:4" or sparsity == 0.5)
     )
 
 

@@ -58,11 +58,6 @@ class Cell:
         label = f"{self.label.split(',')[0].replace(' ', '-')}-" if self.label else ""
         return f"{label}{N}x{K}-{self.sparsity:.0%}-{self.weights}-M{self.tokens}"
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether weights keep 16 bits or more."""
-        return self.weights not in ("int8", "int4")
-
 
 @dataclass(frozen=True)
 class Bar:

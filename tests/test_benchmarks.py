@@ -117,6 +117,19 @@ def test_what_is_no_2_4_has_no_2_4_contender():
     assert stems and not any(s.startswith("sparse24") for s in stems)
 
 
+def test_a_lesser_kind_of_machine_has_no_layout_beyond_it():
+    for every in (False, True):
+        layouts = {v[1] for v in contenders.own_variants(0.5, "bfloat16", "avx2", "cpu", every)}
+        assert layouts and not layouts & {"amx", "avx512bf16", "avx512"}
+
+
+def test_rivals_of_2_4_run_on_2_4_alone(monkeypatch):
+    monkeypatch.setattr(contenders, "absent_rivals", lambda device, isa: {})
+    names = {s: contenders.rivals_for("cuda", ("float16",), "avx2", s) for s in (0.5, 0.7)}
+    assert "torch 2:4 float16 (cutlass)" in names[0.5]
+    assert not any("2:4" in name for name in names[0.7]) and names[0.7]
+
+
 def lined_up(tokens=3, shape=(64, 256)):
     own = contenders.own_variants(0.5, "bfloat16", "avx2", "cpu")
     names = ("torch bfloat16", "torch float32, packed by MKL")

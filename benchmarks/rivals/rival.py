@@ -64,11 +64,6 @@ class Rival:
         if not self.error:
             object.__setattr__(self, "error", _ERRORS[self.weights])
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether it keeps 16 bits or more of each weight: what our 16-bit kernels compete with."""
-        return self.weights not in ("int8", "int4")
-
 
 def no_package(*packages: str) -> Callable[[], str]:
     """A function that says which of these packages is missing, or ""."""
