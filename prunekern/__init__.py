@@ -21,6 +21,7 @@ from prunekern.pruning import permute_channels, prune
 from prunekern.recovery import recover
 from prunekern.replace import replace_linears, restore_linears
 from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
+from prunekern.training import TrainableSparseLinear
 
 if TYPE_CHECKING:
     from prunekern.compare import compare
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Packed",
     "SparseLinear",
+    "TrainableSparseLinear",
     "compare",
     "compress",
     "convert",

@@ -173,7 +173,7 @@ def decompress(c: Canonical) -> Tensor:
     if isinstance(c, CSR):
         dense[_rows(c), c.col_indices.to(torch.int64)] = c.values
     else:
-        dense[_unpack_bits(c.bitmask, K)] = c.values
+        dense[kept_bits(c)] = c.values
     return dense
 
 
@@ -191,7 +191,7 @@ def take_kept(dense: Tensor, c: Canonical) -> Tensor:
     if isinstance(c, Sparse24):
         return groups_of_four(dense).gather(2, _positions(c)).view(N, -1)
     if isinstance(c, Bitmask):
-        return dense[_unpack_bits(c.bitmask, K)]
+        return dense[kept_bits(c)]
     return dense[_rows(c), c.col_indices.to(torch.int64)]
 
 
@@ -334,16 +334,20 @@ def compress_sparse24(weight: Tensor) -> Sparse24:
         )
     positions = torch.stack([nibbles & 3, nibbles >> 2], -1)
     values = bits.gather(2, positions.long()).view(weight.dtype).reshape(N, -1)
-    if nibbles.shape[1] % 2:
-        nibbles = torch.nn.functional.pad(nibbles, (0, 1), value=_EMPTY_NIBBLE)
-    meta = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
-    return Sparse24(values=values, meta=meta.contiguous(), shape=(N, K))
+    return Sparse24(values=values, meta=meta_of_nibbles(nibbles), shape=(N, K))
 
 
 def nibbles_of(meta: Tensor, groups: int) -> Tensor:
     """uint8 [N, groups]: first | second << 2 of each group."""
     both = torch.stack([meta & 0xF, meta >> 4], -1)
     return both.flatten(1)[:, :groups]
+
+
+def meta_of_nibbles(nibbles: Tensor) -> Tensor:
+    """[N, G] of any integers to metadata, the inverse of `nibbles_of`."""
+    odd = nibbles.shape[1] % 2
+    nibbles = torch.nn.functional.pad(nibbles, (0, odd), value=_EMPTY_NIBBLE).to(torch.uint8)
+    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous()
 
 
 def _positions(c: Sparse24) -> Tensor:
@@ -472,14 +476,14 @@ def compress_bitmask(weight: Tensor) -> Bitmask:
     check_weight(weight, "compress_bitmask")
     weight = weight.detach().contiguous()
     kept = _kept(weight)
-    return Bitmask(values=weight[kept], bitmask=_pack_bits(kept), shape=tuple(weight.shape))
+    return Bitmask(values=weight[kept], bitmask=pack_bits(kept), shape=tuple(weight.shape))
 
 
 def _bit_values(device: torch.device) -> Tensor:
     return torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
 
 
-def _pack_bits(mask: Tensor) -> Tensor:
+def pack_bits(mask: Tensor) -> Tensor:
     """Bool [N, K] to uint8 [N, ceil(K/8)], low bit first."""
     N, K = mask.shape
     padded = torch.nn.functional.pad(mask, (0, -K % 8)) if K % 8 else mask
@@ -487,9 +491,10 @@ def _pack_bits(mask: Tensor) -> Tensor:
     return eights.sum(-1, dtype=torch.uint8)
 
 
-def _unpack_bits(bits: Tensor, K: int) -> Tensor:
-    """uint8 [N, ceil(K/8)] to bool [N, K]."""
-    return ((bits.unsqueeze(-1) & _bit_values(bits.device)) != 0).flatten(1)[:, :K]
+def kept_bits(c: Bitmask) -> Tensor:
+    """Bool [N, K]: which weights are kept."""
+    bits = (c.bitmask.unsqueeze(-1) & _bit_values(c.device)) != 0
+    return bits.flatten(1)[:, : c.shape[1]]
 
 
 def _validate_bitmask(c: Bitmask, who: _Who) -> None:
@@ -503,7 +508,7 @@ def _validate_bitmask(c: Bitmask, who: _Who) -> None:
             f"be zero beyond column {K - 1}",
             f"bits set in {int((tail != 0).sum())} rows",
         )
-    kept = int(_unpack_bits(c.bitmask, K).sum())
+    kept = int(kept_bits(c).sum())
     who.check(kept == nnz, "bitmask", f"have as many bits set as there are values, {nnz}", kept)
 
 

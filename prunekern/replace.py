@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +98,7 @@ def replace_linears(
     targets: str | Sequence[str] = DEFAULT_TARGETS,
     layout: str | None = None,
     prune: bool = True,
+    trainable: bool = False,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -112,6 +113,8 @@ def replace_linears(
         layout: A variant of the format instead of the best that runs here.
         prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
+        trainable: Whether the kept weights stay parameters: see `prunekern.training`. Make
+            optimizers afterwards.
 
     Returns:
         What was done, layer by layer, and why a layer was left dense.
@@ -129,6 +132,7 @@ def replace_linears(
         if not reasons[name]:
             _check(name, module, kernel, layout, prune)
 
+    kind = _layer_class(trainable)
     swapped: dict[int, tuple[SparseLinear, ReplacedLayer]] = {}
     layers = []
     for name in list(matched):
@@ -139,7 +143,7 @@ def replace_linears(
             layers.append(ReplacedLayer(name, shape, "dense", "", size, size, 1.0, reasons[name]))
             continue
         if id(linear) not in swapped:
-            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
+            swapped[id(linear)] = _swap(name, linear, kind, kernel, layout, prune)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
         layers.append(row if row.name == name else _shared(row, name))
@@ -172,20 +176,33 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
         raise ValueError(
             "restore_linears: model must have SparseLinear layers, got none; see replace_linears"
         )
-    dense: dict[SparseLinear, nn.Linear] = {}
     layers = []
-    for name in names:
-        sparse = model.get_submodule(name)
-        linear = (
-            dense.setdefault(sparse, sparse.to_linear()) if sparse not in dense else dense[sparse]
-        )
+    for name, sparse, linear in swap_modules(model, names, lambda sparse: sparse.to_linear()):
         size = linear.weight.numel() * linear.weight.element_size()
         shape = tuple(linear.weight.shape)
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
-        move_hooks(sparse, linear)
-        set_module(model, name, linear)
     _forget_quantizer(model)
     return ReplaceReport(tuple(layers))
+
+
+def swap_modules(
+    model: nn.Module, names: Sequence[str], make: Callable[[nn.Module], nn.Module]
+) -> list[tuple[str, nn.Module, nn.Module]]:
+    """Puts `make(module)` in the place of each module of these names, hooks included.
+
+    Returns:
+        (name, old, new) of each; a module under two names is made once.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    swapped = []
+    for name in names:
+        old = model.get_submodule(name)
+        if old not in made:
+            made[old] = make(old)
+            move_hooks(old, made[old])
+        set_module(model, name, made[old])
+        swapped.append((name, old, made[old]))
+    return swapped
 
 
 def _linear_or_sparse(module: nn.Module) -> bool:
@@ -233,13 +250,26 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
             )
 
 
+def _layer_class(trainable: bool) -> type[SparseLinear]:
+    if not trainable:
+        return SparseLinear
+    from prunekern.training.layer import TrainableSparseLinear  # which needs this module
+
+    return TrainableSparseLinear
+
+
 def _swap(
-    name: str, linear: nn.Linear, kernel: str, layout: str | None, prune: bool
+    name: str,
+    linear: nn.Linear,
+    kind: type[SparseLinear],
+    kernel: str,
+    layout: str | None,
+    prune: bool,
 ) -> tuple[SparseLinear, ReplacedLayer]:
     fold_masks(linear)
     weight = linear.weight.detach()
     before = weight.numel() * weight.element_size()
-    sparse = SparseLinear.from_linear(linear, kernel, layout, prune)
+    sparse = kind.from_linear(linear, kernel, layout, prune)
     move_hooks(linear, sparse)
     kept = sparse.canonical().values
     energy_kept = 1.0

@@ -1,0 +1,206 @@
+"""TrainableSparseLinear: a SparseLinear whose kept values are a Parameter.
+
+Values are kept in canonical order, not in that of a kernel. So the Parameter is what a state dict
+and a file hold, an optimizer's moments mean the same on every machine, FSDP2 and DTensor cut it by
+rows of W, and gradients need no second order. The price is packing at each call: one pass over the
+kept values, see product.py.
+
+Bytes a weight of the dense matrix, trained in float32 with Adam: values, gradient and two moments
+16 dense, 8 with 2:4, and 1/8 for metadata.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunekern import formats
+from prunekern.formats import Canonical, Sparse24
+from prunekern.layouts import check_layout
+from prunekern.layouts.sparse24 import is_transposable
+from prunekern.nn import SparseLinear, count_broken_groups
+from prunekern.ops import check_runs, default_layout
+from prunekern.pruning.masks import transposable_mask
+from prunekern.training.product import trainable_linear
+
+
+class TrainableSparseLinear(SparseLinear):
+    """y[..., N] = x[..., K] W[N, K]^T + bias[N], trained where W keeps a weight.
+
+    Of 2:4 two positions of every four are kept, also where a value is zero; of csr and bitmask those
+    that were not zero. Nothing is packed in memory: each call packs what the values are then. Under
+    autocast values stay in their dtype and products are in autocast's, as for nn.Linear.
+
+    Attributes:
+        values: Parameter, canonical: [N, 2 ceil(K/4)] for "2:4", [nnz] for others.
+        meta, bitmask, col_indices, crow_indices: Buffers, the canonical tensors of the format.
+        transposable: Whether W^T is 2:4, too, so that dL/dx is a product of a kernel.
+    """
+
+    def __init__(
+        self, canonical: Canonical, bias: Tensor | None = None, layout: str | None = None
+    ) -> None:
+        """As of SparseLinear.
+
+        Raises:
+            ValueError: As of SparseLinear.
+        """
+        self._chosen_layout = layout
+        super().__init__(canonical, bias, layout)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, kernel: str = "2:4", layout: str | None = None, prune: bool = True
+    ) -> TrainableSparseLinear:
+        """The trainable form of a dense layer; see `SparseLinear.from_linear`.
+
+        A 2:4 weight whose zeros allow it is stored with positions that are 2:4 both ways.
+        """
+        sparse = super().from_linear(linear, kernel, layout, prune)
+        if kernel == "2:4" and not sparse.transposable:
+            both_ways = _both_ways(sparse.weight)
+            if both_ways is not None:
+                sparse._set(both_ways, layout)
+        sparse.values.requires_grad_(linear.weight.requires_grad)
+        return sparse
+
+    def freeze(self) -> SparseLinear:
+        """The layer for inference: packed once, not trained."""
+        frozen = SparseLinear(self.canonical(), self.bias, self._chosen_layout)
+        return frozen.train(self.training)
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer with the weight as it is, exactly."""
+        linear = super().to_linear()
+        linear.weight.requires_grad_(self.values.requires_grad)
+        return linear
+
+    def canonical(self) -> Canonical:
+        """The weight in its canonical format; shares memory with the values."""
+        tensors = {name: getattr(self, name).detach() for name in formats.tensor_names(self.kernel)}
+        shape = (self.out_features, self.in_features)
+        return formats.from_tensors(self.kernel, tensors, shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values; without autocast x must have it."""
+        return self.values.dtype
+
+    @property
+    def layout(self) -> str:
+        """The variant that runs without autocast."""
+        stem = formats.FORMATS[self.kernel].stem
+        return self._chosen_layout or default_layout(stem, self.values.device, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and positions, without bias, gradient and packed copies."""
+        return formats.nbytes(self.canonical())
+
+    @property
+    def nnz(self) -> int:
+        """How many values there are."""
+        return self.values.numel()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        bias = self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x = x.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        elif x.dtype != self.values.dtype:
+            raise RuntimeError(
+                f"TrainableSparseLinear: x must have the dtype of values, {self.values.dtype}, or "
+                f"be under autocast, got {x.dtype}"
+            )
+        return trainable_linear(
+            x,
+            self.values,
+            self._positions(),
+            bias,
+            self.kernel,
+            (self.out_features, self.in_features),
+            self._chosen_layout or "",
+            self.transposable,
+        )
+
+    def _positions(self) -> list[Tensor]:
+        return [getattr(self, name) for name in formats.tensor_names(self.kernel)[1:]]
+
+    # ------------------------------------------------------------------ moving, saving
+    # A SparseLinear hides what it packed. Here parameter and buffers are canonical, so that what
+    # every module does is right.
+
+    _apply = nn.Module._apply
+    _save_to_state_dict = nn.Module._save_to_state_dict
+    __setstate__ = nn.Module.__setstate__
+
+    def __getstate__(self) -> dict:
+        return self.__dict__.copy()
+
+    def _set(self, canonical: Canonical, layout: str | None) -> None:
+        if layout is not None:
+            check_layout(canonical.stem, layout, canonical.dtype, "TrainableSparseLinear")
+            check_runs(
+                *(canonical.stem, layout, canonical.device, canonical.dtype),
+                "TrainableSparseLinear",
+            )
+        for name, tensor in canonical.tensors().items():
+            if name != "values":
+                self.register_buffer(name, tensor)
+        self.values = nn.Parameter(canonical.values)
+        self.transposable = _transposable(canonical)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        names = formats.tensor_names(self.kernel)
+        found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
+        if len(found) == len(names):
+            try:
+                loaded = self._validated(found, prefix)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
+            self.transposable = _transposable(loaded)
+        super(SparseLinear, self)._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _validated(self, tensors: dict[str, Tensor], prefix: str) -> Canonical:
+        """Positions from outside could make a kernel read out of bounds.
+
+        Raises:
+            ValueError: What is wrong, or another number of kept values than the optimizer knows.
+        """
+        name = prefix.rstrip(".") or "TrainableSparseLinear"
+        if tensors["values"].shape != self.values.shape:
+            raise ValueError(
+                f"{name}: values must have the shape {list(self.values.shape)} that is trained, "
+                f"got {list(tensors['values'].shape)}; load before trainable=True"
+            )
+        tensors = {n: whole(t) for n, t in tensors.items()}
+        loaded = formats.from_tensors(self.kernel, tensors, self.canonical().shape)
+        formats.validate(loaded, name)
+        return loaded
+
+
+def whole(t: Tensor) -> Tensor:
+    """A DTensor's global tensor, and any other tensor as it is."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+def _transposable(canonical: Canonical) -> bool:
+    return isinstance(canonical, Sparse24) and is_transposable(canonical)
+
+
+def _both_ways(weight: Tensor) -> Sparse24 | None:
+    """Positions that are 2:4 along both dimensions and hold all of a 2:4 weight, if there are."""
+    if count_broken_groups(weight.t()):
+        return None
+    mask = transposable_mask((weight != 0).float())
+    if (weight.masked_fill(mask, 0.0) != 0).any():
+        return None
+    positions = formats.compress_sparse24(mask.to(weight.dtype))
+    return positions.with_values(formats.take_kept(weight, positions))
