@@ -202,11 +202,7 @@ class SparseLinear(nn.Module):
         state["_buffers"] = {}
         state["_non_persistent_buffers_set"] = set()
         canonical = self.canonical()
-        # torch's pickle of a lone tensor (not torch.save's) knows no uint16: same bits as int16.
-        tensors = {
-            name: t.view(torch.int16) if t.dtype == torch.uint16 else t
-            for name, t in canonical.tensors().items()
-        }
+        tensors = {name: without_uint16(t) for name, t in canonical.tensors().items()}
         state["_pickled"] = (self.kernel, tensors, canonical.shape, self.layout)
         return state
 
@@ -214,16 +210,23 @@ class SparseLinear(nn.Module):
         state = dict(state)
         kernel, tensors, shape, layout = state.pop("_pickled")
         super().__setstate__(state)
-        tensors = {
-            name: t.view(torch.uint16) if t.dtype == torch.int16 else t
-            for name, t in tensors.items()
-        }
+        tensors = {name: with_uint16(t) for name, t in tensors.items()}
         canonical = formats.from_tensors(kernel, tensors, shape)
         formats.validate(canonical)
         try:
             self._set(canonical, layout)
         except ValueError:  # pickled on a machine with other instruction sets
             self._set(canonical, None)
+
+
+def without_uint16(t: Tensor) -> Tensor:
+    """uint16 as the same bits of int16: torch's pickle of a lone tensor knows no uint16."""
+    return t.view(torch.int16) if t.dtype == torch.uint16 else t
+
+
+def with_uint16(t: Tensor) -> Tensor:
+    """The inverse: no canonical tensor is int16."""
+    return t.view(torch.uint16) if t.dtype == torch.int16 else t
 
 
 def count_broken_groups(weight: Tensor) -> int:

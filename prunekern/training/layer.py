@@ -18,7 +18,7 @@ from prunekern import formats
 from prunekern.formats import Canonical, Sparse24
 from prunekern.layouts import check_layout
 from prunekern.layouts.sparse24 import is_transposable
-from prunekern.nn import SparseLinear, count_broken_groups
+from prunekern.nn import SparseLinear, count_broken_groups, with_uint16, without_uint16
 from prunekern.ops import check_runs, default_layout
 from prunekern.pruning.masks import transposable_mask
 from prunekern.training.product import trainable_linear
@@ -126,7 +126,7 @@ class TrainableSparseLinear(SparseLinear):
         )
 
     def _positions(self) -> list[Tensor]:
-        return [getattr(self, name) for name in formats.tensor_names(self.kernel)[1:]]
+        return [self._buffers[name] for name in self._position_names]
 
     # ------------------------------------------------------------------ moving, saving
     # A SparseLinear hides what it packed. Here parameter and buffers are canonical, so that what
@@ -134,10 +134,14 @@ class TrainableSparseLinear(SparseLinear):
 
     _apply = nn.Module._apply
     _save_to_state_dict = nn.Module._save_to_state_dict
-    __setstate__ = nn.Module.__setstate__
 
     def __getstate__(self) -> dict:
-        return self.__dict__.copy()
+        buffers = {name: without_uint16(t) for name, t in self._buffers.items()}
+        return {**self.__dict__, "_buffers": buffers}
+
+    def __setstate__(self, state: dict) -> None:
+        buffers = {name: with_uint16(t) for name, t in state["_buffers"].items()}
+        super(SparseLinear, self).__setstate__({**state, "_buffers": buffers})
 
     def _set(self, canonical: Canonical, layout: str | None) -> None:
         if layout is not None:
@@ -146,9 +150,9 @@ class TrainableSparseLinear(SparseLinear):
                 *(canonical.stem, layout, canonical.device, canonical.dtype),
                 "TrainableSparseLinear",
             )
-        for name, tensor in canonical.tensors().items():
-            if name != "values":
-                self.register_buffer(name, tensor)
+        self._position_names = formats.tensor_names(canonical.kernel)[1:]
+        for name in self._position_names:
+            self.register_buffer(name, getattr(canonical, name))
         self.values = nn.Parameter(canonical.values)
         self.transposable = _transposable(canonical)
 
