@@ -96,7 +96,7 @@ class SparseLinear(nn.Module):
 
     def canonical(self) -> Canonical:
         """The weight in its canonical format."""
-        return unpack(self._packed)
+        return self._unpacked()
 
     @property
     def weight(self) -> Tensor:
@@ -137,6 +137,9 @@ class SparseLinear(nn.Module):
 
     # ------------------------------------------------------------------ packing, moving, saving
 
+    def _unpacked(self) -> Canonical:
+        return unpack(self._packed)
+
     def _set(self, canonical: Canonical, layout: str | None) -> None:
         if layout is None:
             layout = default_layout(canonical.stem, canonical.device, canonical.dtype)
@@ -147,9 +150,9 @@ class SparseLinear(nn.Module):
         self.nnz = canonical.values.numel()
         self._packed, self._op, self._tensors = packed, op, packed.tensors
         # As buffers they count in get_memory_footprint() and the like; files hold canonical
-        # tensors.
+        # tensors. DDP sends buffers: see `sendable`.
         for i, tensor in enumerate(packed.tensors):
-            self.register_buffer(f"packed_{i}", tensor, persistent=False)
+            self.register_buffer(f"packed_{i}", sendable(tensor), persistent=False)
 
     def _apply(self, fn, recurse=True):
         buffers, self._buffers = self._buffers, {}
@@ -162,7 +165,7 @@ class SparseLinear(nn.Module):
         if probe.device.type == "meta":
             raise ValueError("SparseLinear: the device must hold data, got meta")
         if (probe.dtype, probe.device) != (old.dtype, old.device):
-            self._set(self.canonical().map(fn), None)
+            self._set(self._unpacked().map(fn), None)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -202,7 +205,11 @@ class SparseLinear(nn.Module):
         state["_buffers"] = {}
         state["_non_persistent_buffers_set"] = set()
         canonical = self.canonical()
-        tensors = {name: without_uint16(t) for name, t in canonical.tensors().items()}
+        # torch's pickle of a lone tensor (not torch.save's) knows no uint16: same bits as int16.
+        tensors = {
+            name: t.view(torch.int16) if t.dtype == torch.uint16 else t
+            for name, t in canonical.tensors().items()
+        }
         state["_pickled"] = (self.kernel, tensors, canonical.shape, self.layout)
         return state
 
@@ -210,7 +217,10 @@ class SparseLinear(nn.Module):
         state = dict(state)
         kernel, tensors, shape, layout = state.pop("_pickled")
         super().__setstate__(state)
-        tensors = {name: with_uint16(t) for name, t in tensors.items()}
+        tensors = {
+            name: t.view(torch.uint16) if t.dtype == torch.int16 else t
+            for name, t in tensors.items()
+        }
         canonical = formats.from_tensors(kernel, tensors, shape)
         formats.validate(canonical)
         try:
@@ -219,14 +229,9 @@ class SparseLinear(nn.Module):
             self._set(canonical, None)
 
 
-def without_uint16(t: Tensor) -> Tensor:
-    """uint16 as the same bits of int16: torch's pickle of a lone tensor knows no uint16."""
-    return t.view(torch.int16) if t.dtype == torch.uint16 else t
-
-
-def with_uint16(t: Tensor) -> Tensor:
-    """The inverse: no canonical tensor is int16."""
-    return t.view(torch.uint16) if t.dtype == torch.int16 else t
+def sendable(t: Tensor) -> Tensor:
+    """A uint16 tensor as bytes, which DDP can broadcast where no backend knows 16-bit integers."""
+    return t.view(torch.uint8) if t.dtype == torch.uint16 else t
 
 
 def count_broken_groups(weight: Tensor) -> int:

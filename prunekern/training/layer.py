@@ -18,7 +18,7 @@ from prunekern import formats
 from prunekern.formats import Canonical, Sparse24
 from prunekern.layouts import check_layout
 from prunekern.layouts.sparse24 import is_transposable
-from prunekern.nn import SparseLinear, count_broken_groups, with_uint16, without_uint16
+from prunekern.nn import SparseLinear, count_broken_groups, sendable
 from prunekern.ops import check_runs, default_layout
 from prunekern.pruning.masks import transposable_mask
 from prunekern.training.product import trainable_linear
@@ -33,7 +33,7 @@ class TrainableSparseLinear(SparseLinear):
 
     Attributes:
         values: Parameter, canonical: [N, 2 ceil(K/4)] for "2:4", [nnz] for others.
-        meta, bitmask, col_indices, crow_indices: Buffers, the canonical tensors of the format.
+        meta, bitmask, col_indices, crow_indices: Buffers, the format's other canonical tensors.
         transposable: Whether W^T is 2:4, too, so that dL/dx is a product of a kernel.
     """
 
@@ -77,9 +77,9 @@ class TrainableSparseLinear(SparseLinear):
 
     def canonical(self) -> Canonical:
         """The weight in its canonical format; shares memory with the values."""
-        tensors = {name: getattr(self, name).detach() for name in formats.tensor_names(self.kernel)}
-        shape = (self.out_features, self.in_features)
-        return formats.from_tensors(self.kernel, tensors, shape)
+        positions = dict(zip(self._position_names, self._positions(), strict=True))
+        tensors = {"values": self.values.detach(), **positions}
+        return formats.from_tensors(self.kernel, tensors, (self.out_features, self.in_features))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,44 +104,53 @@ class TrainableSparseLinear(SparseLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        bias = self.bias
+        shape = (self.out_features, self.in_features)
+        return self._multiply(x, self.values, self._positions(), self.bias, shape)
+
+    def _multiply(
+        self,
+        x: Tensor,
+        values: Tensor,
+        positions: list[Tensor],
+        bias: Tensor | None,
+        shape: tuple[int, int],
+    ) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != self.values.dtype:
+        elif x.dtype != values.dtype:
             raise RuntimeError(
-                f"TrainableSparseLinear: x must have the dtype of values, {self.values.dtype}, or "
-                f"be under autocast, got {x.dtype}"
+                f"TrainableSparseLinear: x must have the dtype of values, {values.dtype}, or be "
+                f"under autocast, got {x.dtype}"
             )
+        layout = self._chosen_layout or ""
         return trainable_linear(
-            x,
-            self.values,
-            self._positions(),
-            bias,
-            self.kernel,
-            (self.out_features, self.in_features),
-            self._chosen_layout or "",
-            self.transposable,
+            x, values, positions, bias, self.kernel, shape, layout, self.transposable
         )
 
     def _positions(self) -> list[Tensor]:
-        return [self._buffers[name] for name in self._position_names]
+        return [self._canonical_position(self._buffers[n], n) for n in self._position_names]
+
+    def _canonical_position(self, buffer: Tensor, name: str) -> Tensor:
+        if name == "col_indices" and buffer.dtype == torch.uint8:
+            return buffer.view(torch.uint16)
+        return buffer
 
     # ------------------------------------------------------------------ moving, saving
     # A SparseLinear hides what it packed. Here parameter and buffers are canonical, so that what
-    # every module does is right.
+    # every module does is right, but for columns of uint16, which are kept as bytes: `sendable`.
 
     _apply = nn.Module._apply
-    _save_to_state_dict = nn.Module._save_to_state_dict
+    __setstate__ = nn.Module.__setstate__
 
     def __getstate__(self) -> dict:
-        buffers = {name: without_uint16(t) for name, t in self._buffers.items()}
-        return {**self.__dict__, "_buffers": buffers}
+        return self.__dict__.copy()
 
-    def __setstate__(self, state: dict) -> None:
-        buffers = {name: with_uint16(t) for name, t in state["_buffers"].items()}
-        super(SparseLinear, self).__setstate__({**state, "_buffers": buffers})
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+        for name in self._position_names:
+            destination[prefix + name] = self._canonical_position(destination[prefix + name], name)
 
     def _set(self, canonical: Canonical, layout: str | None) -> None:
         if layout is not None:
@@ -152,9 +161,12 @@ class TrainableSparseLinear(SparseLinear):
             )
         self._position_names = formats.tensor_names(canonical.kernel)[1:]
         for name in self._position_names:
-            self.register_buffer(name, getattr(canonical, name))
+            self.register_buffer(name, sendable(getattr(canonical, name)))
         self.values = nn.Parameter(canonical.values)
-        self.transposable = _transposable(canonical)
+        self._find_transposable(canonical)
+
+    def _find_transposable(self, canonical: Canonical) -> None:
+        self.transposable = isinstance(canonical, Sparse24) and is_transposable(canonical)
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -167,7 +179,9 @@ class TrainableSparseLinear(SparseLinear):
             except ValueError as error:
                 error_msgs.append(str(error))
                 return
-            self.transposable = _transposable(loaded)
+            self._find_transposable(loaded)
+            positions = {prefix + n: sendable(found[n]) for n in self._position_names}
+            state_dict = {**state_dict, **positions}
         super(SparseLinear, self)._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -185,7 +199,8 @@ class TrainableSparseLinear(SparseLinear):
                 f"got {list(tensors['values'].shape)}; load before trainable=True"
             )
         tensors = {n: whole(t) for n, t in tensors.items()}
-        loaded = formats.from_tensors(self.kernel, tensors, self.canonical().shape)
+        shape = (self.out_features, self.in_features)
+        loaded = formats.from_tensors(self.kernel, tensors, shape)
         formats.validate(loaded, name)
         return loaded
 
@@ -193,10 +208,6 @@ class TrainableSparseLinear(SparseLinear):
 def whole(t: Tensor) -> Tensor:
     """A DTensor's global tensor, and any other tensor as it is."""
     return t.full_tensor() if hasattr(t, "full_tensor") else t
-
-
-def _transposable(canonical: Canonical) -> bool:
-    return isinstance(canonical, Sparse24) and is_transposable(canonical)
 
 
 def _both_ways(weight: Tensor) -> Sparse24 | None:
