@@ -26,6 +26,7 @@ class SparseLinear(nn.Module):
         layout: The variant that runs, e.g. "avx2".
         nnz: How many values are stored, for "2:4" two of every four.
         bias: Parameter [N] or None.
+        values, meta, ...: The canonical tensors of the format, unpacked at each access.
     """
 
     def __init__(
@@ -136,6 +137,12 @@ class SparseLinear(nn.Module):
         )
 
     # ------------------------------------------------------------------ packing, moving, saving
+
+    def __getattr__(self, name: str):
+        # By the names that a state dict has: torch.distributed.checkpoint asks for each of them.
+        if "_packed" in self.__dict__ and name in formats.tensor_names(self.kernel):
+            return getattr(self._unpacked(), name)
+        return super().__getattr__(name)
 
     def _unpacked(self) -> Canonical:
         return unpack(self._packed)

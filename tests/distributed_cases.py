@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import VOCABULARY, bits, tiny_llama
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
@@ -24,7 +25,13 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import prunekern
-from prunekern.distributed import ColwiseParallel, RowwiseParallel, gather, parallelize
+from prunekern.distributed import (
+    ColwiseParallel,
+    RowwiseParallel,
+    clip_grad_norm_,
+    gather,
+    parallelize,
+)
 from prunekern.nn import SparseLinear
 from prunekern.testing import random_weight, whole_numbers
 from prunekern.training import TrainableSparseLinear, freeze
@@ -33,8 +40,8 @@ KERNELS = ("2:4", "csr", "bitmask")
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64}
 
 
-def swapped(kernel="2:4", trainable=True, **changes):
-    torch.manual_seed(7)
+def swapped(kernel="2:4", trainable=True, seed=7, **changes):
+    torch.manual_seed(seed)
     model = tiny_llama(**{**HEADS, "attention_bias": True, **changes})
     both = kernel == "2:4"
     pattern = "2:4" if both else "unstructured"
@@ -49,19 +56,20 @@ def batch(rows=4, seed=3):
     return torch.randint(0, VOCABULARY, (rows, 12), generator=torch.Generator().manual_seed(seed))
 
 
-def train(model, ids, steps=3, parameters=None):
-    """Losses of a few steps of AdamW with clipping."""
-    parameters = list(model.parameters() if parameters is None else parameters)
+def train(model, ids, steps=3, clip=True):
+    """Losses and norms of gradients of a few steps of AdamW with clipping."""
+    parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
-    losses = []
+    losses, norms = [], []
     for _ in range(steps):
         loss = model(ids, labels=ids).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        if clip:
+            norms.append(clip_grad_norm_(parameters, 1.0))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    return torch.stack(losses)
+    return torch.stack(losses + norms)
 
 
 def whole(t):
@@ -90,10 +98,10 @@ def ddp_equals_one_process():
         many = DistributedDataParallel(model)
         rank, size = dist.get_rank(), dist.get_world_size()
         ids = batch(2 * size)
-        losses = train(one, ids)
-        parts = train(many, ids[2 * rank : 2 * rank + 2])
-        dist.all_reduce(parts)
-        torch.testing.assert_close(parts / size, losses, atol=1e-5, rtol=1e-5)
+        wanted = train(one, ids)
+        ours = train(many, ids[2 * rank : 2 * rank + 2])
+        dist.all_reduce(ours)  # losses of parts; norms are those of the mean gradient already
+        torch.testing.assert_close(ours / size, wanted, atol=1e-5, rtol=1e-5)
         equal_states(model.state_dict(), one.state_dict(), exact=False)
 
 
@@ -114,7 +122,7 @@ def fsdp2_is_one_process_to_the_bit():
         assert isinstance(values, DTensor)
         assert values.to_local().numel() <= -(-values.numel() // dist.get_world_size()) + 64
         # The norm of all gradients is summed in another order; the rest has one.
-        losses = [train(m, batch(), parameters=m.parameters()) for m in (one, model)]
+        losses = [train(m, batch()) for m in (one, model)]
         torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
         equal_states(model.state_dict(), one.state_dict(), exact=False)
         state = {k: whole(v) for k, v in model.state_dict().items()}
@@ -129,12 +137,7 @@ def fsdp2_steps_without_clipping_to_the_bit():
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
-    for m in (one, model):
-        optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3)
-        for _ in range(3):
-            m(batch(), labels=batch()).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    assert torch.equal(*(train(m, batch(), clip=False) for m in (one, model)))
     equal_states(model.state_dict(), one.state_dict())
 
 
@@ -282,63 +285,76 @@ def two_dimensions():
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh["dp"])
     fully_shard(model, mesh=mesh["dp"])
-    steps = [train_without_clipping(m) for m in (one, model)]
-    torch.testing.assert_close(*steps, atol=1e-5, rtol=1e-5)
+    losses = [train(m, batch()) for m in (one, model)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     equal_states(model.state_dict(), one.state_dict(), exact=False)
-
-
-def train_without_clipping(model, steps=3):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(steps):
-        loss = model(batch(), labels=batch()).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return torch.stack(losses)
 
 
 # ------------------------------------------------------------------------------------- checkpoints
 
 
-def parts(kind):
-    """A model that is cut as `kind` says; its whole state dict is that of `swapped`."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+KINDS = ("tp-2:4", "fsdp-2:4", "fsdp-csr", "fixed-2:4", "fixed-csr", "fixed-bitmask")
+
+
+def whole_model(kind, seed=7):
     style, _, kernel = kind.partition("-")
-    model = swapped(kernel or "2:4", trainable=style != "fixed")
-    if style == "fsdp":
+    return swapped(kernel, trainable=style != "fixed", seed=seed)
+
+
+def parts(kind, seed=7):
+    """That model, cut as `kind` says."""
+    model = whole_model(kind, seed)
+    if kind.startswith("fsdp"):
         for layer in model.model.layers:
             fully_shard(layer)
         fully_shard(model)
     else:
-        parallelize(model, mesh)
+        parallelize(model, init_device_mesh("cpu", (dist.get_world_size(),)))
     return model
 
 
-KINDS = ("tp-2:4", "fsdp-2:4", "fsdp-csr", "fixed-2:4", "fixed-csr", "fixed-bitmask")
+def state_of(model):
+    """State dicts of a model and of an Adam whose moments are three and nine times the weights."""
+    optimizer = torch.optim.Adam(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    with torch.no_grad():
+        for p in model.parameters():
+            optimizer.state[p]["exp_avg"].copy_(p).mul_(3)
+            optimizer.state[p]["exp_avg_sq"].copy_(p).mul_(9)
+    states = get_state_dict(model, optimizer)
+    return optimizer, dict(zip(("model", "optimizer"), states, strict=True))
 
 
 def save_parts(folder):
     for kind in KINDS:
-        dcp.save(parts(kind).state_dict(), checkpoint_id=folder / kind.replace(":", ""))
+        _, states = state_of(parts(kind))
+        dcp.save(states, checkpoint_id=folder / kind.replace(":", ""))
 
 
 def load_parts(folder):
-    """What any other number of processes saved, to the bit, into a model of other numbers."""
+    """What any other number of processes saved, to the bit, into a model of another mask."""
     for kind in KINDS:
-        wanted = swapped(kind.partition("-")[2], trainable=not kind.startswith("fixed"))
-        model = parts(kind)
-        state = model.state_dict()
-        for key, tensor in state.items():
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if local.is_floating_point():
-                local.detach().fill_(float("nan"))
-        dcp.load(state, checkpoint_id=folder / kind.replace(":", ""))
-        model.load_state_dict(state)
-        equal_states(model.state_dict(), wanted.state_dict())
-        with torch.no_grad():
-            logits = model(batch()).logits
+        check_loads(parts(kind, seed=8), kind, folder)
+
+
+def check_loads(model, kind, folder):
+    optimizer, states = state_of(model)
+    dcp.load(states, checkpoint_id=folder / kind.replace(":", ""))
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=states["model"],
+        optim_state_dict=states["optimizer"],
+    )
+    wanted = whole_model(kind)
+    equal_states(model.state_dict(), wanted.state_dict())
+    for p, q in zip(model.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(whole(optimizer.state[p]["exp_avg"]), 3 * q)
+        assert torch.equal(whole(optimizer.state[p]["exp_avg_sq"]), 9 * q)
+    with torch.no_grad():
+        logits = model(batch()).logits
         torch.testing.assert_close(logits, wanted(batch()).logits, atol=1e-5, rtol=1e-4)
 
 

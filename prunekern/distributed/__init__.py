@@ -22,12 +22,13 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import parallel as torch_parallel
 
+from prunekern.distributed.clip import clip_grad_norm_
 from prunekern.distributed.layers import check_shardable, gather_linear, is_part
 from prunekern.distributed.shards import COLUMNS, ROWS, check_cut
 from prunekern.distributed.styles import ColwiseParallel, RowwiseParallel, for_sparse
 from prunekern.nn import SparseLinear
 
-__all__ = ["ColwiseParallel", "RowwiseParallel", "gather", "parallelize"]
+__all__ = ["ColwiseParallel", "RowwiseParallel", "clip_grad_norm_", "gather", "parallelize"]
 
 _WHO = "parallelize"
 # As transformers names them in a config's base_model_tp_plan.
