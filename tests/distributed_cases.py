@@ -112,7 +112,7 @@ def ddp_on_equal_batches_is_one_process_to_the_bit():
     equal_states(model.state_dict(), one.state_dict())
 
 
-def fsdp2_is_one_process_to_the_bit():
+def fsdp2_equals_one_process():
     for kernel in KERNELS:
         one, model = swapped(kernel), swapped(kernel)
         for layer in model.model.layers:
@@ -217,8 +217,8 @@ def tensor_parallel_runs_fixed_weights():
             assert torch.equal(model(batch()).logits, wanted)
 
 
-def a_column_parallel_layer_is_whole_to_the_bit():
-    """Each output has its own sum, in one order; so have gradients of values in either style."""
+def a_cut_layer_is_whole_to_the_bit():
+    """Whole numbers: a sum of parts is exact, so that one wrong index shows."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for N, K, kernel, style in (
         (9, 37, "2:4", ColwiseParallel),
