@@ -410,6 +410,18 @@ def test_saved_and_loaded_compressed_and_trained_on(tmp_path):
         assert torch.equal(a, b) and torch.equal(a.grad, b.grad)
 
 
+def test_recover_trains_sparse_layers_without_a_method():
+    model = swapped()
+    before = copy.deepcopy(model.state_dict())
+    data = torch.randint(0, 128, (4, 16))
+    with pytest.raises(ValueError, match="TrainableSparseLinear, which keeps its own zeros; pass"):
+        prunekern.recover(model, data)
+    report = prunekern.recover(model, data, None, steps=4, lr=1e-2)
+    assert report.losses[-1].total < report.losses[0].total
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]) is key.endswith(".meta"), key
+
+
 def test_what_does_not_require_gradients_stays_so():
     linear = nn.Linear(16, 8)
     linear.weight.requires_grad_(False)
