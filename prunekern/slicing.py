@@ -23,11 +23,12 @@ from prunekern.formats import (
     Canonical,
     Sparse24,
     column_type,
-    kept_bits,
     meta_of_nibbles,
     nibbles_of,
     pack_bits,
     row_pointer_type,
+    rows_of,
+    unpack_bits,
 )
 
 
@@ -44,17 +45,17 @@ def slice_rows(c: Canonical, begin: int, end: int) -> Canonical:
     """
     N, K = c.shape
     _check_range("slice_rows", begin, end, N)
-    rows = slice(begin, end)
     shape = (end - begin, K)
-    if isinstance(c, Sparse24):
-        return Sparse24(values=c.values[rows].clone(), meta=c.meta[rows].clone(), shape=shape)
     if isinstance(c, CSR):
         crow = c.crow_indices[begin : end + 1].to(torch.int64)
         entries = slice(int(crow[0]), int(crow[-1]))
         return _csr(c.values[entries].clone(), c.col_indices[entries], crow - crow[0], shape)
-    starts = _row_starts(kept_bits(c))
-    values = c.values[int(starts[begin]) : int(starts[end])].clone()
-    return Bitmask(values=values, bitmask=c.bitmask[rows].clone(), shape=shape)
+    if isinstance(c, Bitmask):
+        starts = pad(_kept(c).sum(1).cumsum(0), (1, 0))
+        values = c.values[int(starts[begin]) : int(starts[end])].clone()
+        return Bitmask(values=values, bitmask=c.bitmask[begin:end].clone(), shape=shape)
+    # All tensors of 2:4 have a row for each output.
+    return type(c)(**{k: t[begin:end].clone() for k, t in c.tensors().items()}, shape=shape)
 
 
 def slice_columns(c: Canonical, begin: int, end: int) -> Canonical:
@@ -66,9 +67,10 @@ def slice_columns(c: Canonical, begin: int, end: int) -> Canonical:
         end: One past the last, begin < end <= K; of 2:4 a multiple of 4, or K.
 
     Raises:
-        ValueError: The range is empty or outside, or cuts a group of 2:4.
+        ValueError: The range is empty or outside, cuts a group of 2:4, or the weight has scales.
     """
     N, K = c.shape
+    _check_columns("slice_columns", c)
     _check_range("slice_columns", begin, end, K)
     shape = (N, end - begin)
     if isinstance(c, Sparse24):
@@ -86,7 +88,7 @@ def slice_columns(c: Canonical, begin: int, end: int) -> Canonical:
         counts = _rows(c)[inside].bincount(minlength=N)
         crow = pad(counts.cumsum(0), (1, 0))
         return _csr(c.values[inside], columns[inside] - begin, crow, shape)
-    kept = kept_bits(c)
+    kept = _kept(c)
     inside = torch.zeros_like(kept)
     inside[:, begin:end] = True
     bitmask = pack_bits(kept[:, begin:end].contiguous())
@@ -97,22 +99,20 @@ def concatenate_rows(parts: Sequence[Canonical]) -> Canonical:
     """[W_0; W_1; ...]: outputs of all parts one after the other.
 
     Args:
-        parts: Of one format, dtype, device and number of inputs.
+        parts: Of one format, dtype, device, group size and number of inputs.
 
     Raises:
         ValueError: None, or parts that do not fit together.
     """
     first = _check_parts("concatenate_rows", parts, same=1)
-    shape = (sum(p.shape[0] for p in parts), first.shape[1])
-    values = torch.cat([p.values for p in parts])
-    if isinstance(first, Sparse24):
-        return Sparse24(values=values, meta=torch.cat([p.meta for p in parts]), shape=shape)
-    if isinstance(first, Bitmask):
-        bitmask = torch.cat([p.bitmask for p in parts])
-        return Bitmask(values=values, bitmask=bitmask, shape=shape)
-    lengths = torch.cat([p.crow_indices.to(torch.int64).diff() for p in parts])
-    columns = torch.cat([p.col_indices.to(torch.int64) for p in parts])
-    return _csr(values, columns, pad(lengths.cumsum(0), (1, 0)), shape)
+    shape = (sum(part.shape[0] for part in parts), first.shape[1])
+    tensors = [part.tensors() for part in parts]
+    if isinstance(first, CSR):
+        lengths = torch.cat([t["crow_indices"].to(torch.int64).diff() for t in tensors])
+        columns = torch.cat([t["col_indices"].to(torch.int64) for t in tensors])
+        values = torch.cat([t["values"] for t in tensors])
+        return _csr(values, columns, pad(lengths.cumsum(0), (1, 0)), shape)
+    return type(first)(**{k: torch.cat([t[k] for t in tensors]) for k in tensors[0]}, shape=shape)
 
 
 def concatenate_columns(parts: Sequence[Canonical]) -> Canonical:
@@ -126,6 +126,7 @@ def concatenate_columns(parts: Sequence[Canonical]) -> Canonical:
         ValueError: None, or parts that do not fit together.
     """
     first = _check_parts("concatenate_columns", parts, same=0)
+    _check_columns("concatenate_columns", first)
     N, K = first.shape[0], sum(p.shape[1] for p in parts)
     if isinstance(first, Sparse24):
         ragged = [p.shape[1] for p in parts[:-1] if p.shape[1] % 4]
@@ -141,7 +142,7 @@ def concatenate_columns(parts: Sequence[Canonical]) -> Canonical:
     order = rows.argsort(stable=True)  # parts stay in their order within a row
     values = torch.cat([p.values for p in parts])[order]
     if isinstance(first, Bitmask):
-        kept = torch.cat([kept_bits(p) for p in parts], 1)
+        kept = torch.cat([_kept(p) for p in parts], 1)
         return Bitmask(values=values, bitmask=pack_bits(kept), shape=(N, K))
     columns, begin = [], 0
     for part in parts:
@@ -161,16 +162,19 @@ def _csr(values: Tensor, columns: Tensor, crow: Tensor, shape: tuple[int, int]) 
     )
 
 
-def _row_starts(kept: Tensor) -> Tensor:
-    return pad(kept.sum(1).cumsum(0), (1, 0))
+def _kept(c: Bitmask) -> Tensor:
+    """Bool [N, K]."""
+    return unpack_bits(c.bitmask, c.shape[1])
 
 
 def _rows(c: CSR | Bitmask) -> Tensor:
     """int64 [nnz]: the row of each value."""
-    if isinstance(c, Bitmask):
-        return kept_bits(c).nonzero()[:, 0]
-    lengths = c.crow_indices.to(torch.int64).diff()
-    return torch.arange(c.shape[0], device=c.device).repeat_interleave(lengths)
+    return _kept(c).nonzero()[:, 0] if isinstance(c, Bitmask) else rows_of(c)
+
+
+def _check_columns(who: str, c: Canonical) -> None:
+    if c.bits:
+        raise ValueError(f"{who}: weight must have no scales, got {c.kernel}; slice it by rows")
 
 
 def _check_range(who: str, begin: int, end: int, size: int) -> None:
@@ -184,9 +188,10 @@ def _check_parts(who: str, parts: Sequence[Canonical], same: int) -> Canonical:
     first = parts[0]
     for part in parts:
         for what, ours, wanted in (
-            ("format", part.kernel, first.kernel),
+            ("kernel", part.kernel, first.kernel),
             ("dtype", part.dtype, first.dtype),
             ("device", part.device, first.device),
+            ("group_size", part.group_size, first.group_size),
             (("out_features", "in_features")[same], part.shape[same], first.shape[same]),
         ):
             if ours != wanted:

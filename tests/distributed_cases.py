@@ -46,9 +46,7 @@ def swapped(kernel="2:4", trainable=True, seed=7, **changes):
     both = kernel == "2:4"
     pattern = "2:4" if both else "unstructured"
     prunekern.prune(model, pattern, targets="all-linear", transposable=both)
-    prunekern.replace_linears(
-        model, kernel, targets="all-linear", prune=False, trainable=trainable
-    )
+    prunekern.replace_linears(model, kernel, targets="all-linear", prune=False, trainable=trainable)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine, by torchrun and gloo: the cases are in distributed_cases.py."""
+"""Several processes on this machine, by torchrun and gloo; distributed_cases.py has the cases."""
 
 import json
 import os
@@ -87,5 +87,5 @@ def test_groups_that_share_a_byte_of_metadata_stay_together():
     check_cut("cut", "2:4", (9, 31), COLUMNS, 2)
     check_cut("cut", "2:4", (9, 13), COLUMNS, 1)
     check_cut("cut", "2:4", (9, 13), ROWS, 3)
-    with pytest.raises(ValueError, match="in_features must be cut at multiples of 8 for 2:4, got 40"):
+    with pytest.raises(ValueError, match="cut at multiples of 8 for 2:4, got 40"):
         check_cut("cut", "2:4", (9, 40), COLUMNS, 2)

@@ -53,6 +53,18 @@ def test_columns_are_cut_anywhere_where_there_are_no_groups(kernel):
     same(concatenate_columns(parts), c)
 
 
+@pytest.mark.parametrize("kernel", ("2:4-int8", "2:4-int4"))
+def test_rows_of_weights_with_scales(kernel):
+    c = compress(random_weight("2:4", 9, 70, torch.float32), kernel)
+    parts = [slice_rows(c, 0, 4), slice_rows(c, 4, 9)]
+    for part in parts:
+        validate(part)
+    assert torch.equal(torch.cat([decompress(p) for p in parts]), decompress(c))
+    same(concatenate_rows(parts), c)
+    with pytest.raises(ValueError, match=f"must have no scales, got {kernel}; slice it by rows"):
+        slice_columns(c, 0, 32)
+
+
 def test_values_that_are_zero_keep_their_place():
     weight = random_weight("bitmask", 12, 40, torch.float32)
     for kernel in KERNELS:
@@ -102,7 +114,7 @@ def test_bad_ranges_and_parts_are_refused(kernel):
     strange = compress(
         random_weight("2:4", 8, 16, torch.float32), next(k for k in KERNELS if k != kernel)
     )
-    with pytest.raises(ValueError, match="format of all parts must be"):
+    with pytest.raises(ValueError, match="kernel of all parts must be"):
         concatenate_rows([c, strange])
 
 

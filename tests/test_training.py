@@ -261,7 +261,7 @@ def test_optimizer_state_is_half_as_large():
     assert sparse.nbytes == 64 * 128 * (2 + 1 / 8)
 
 
-# -------------------------------------------------------------------- autocast, compile, checkpointing
+# ------------------------------------------------------------------ autocast, compile, checkpoints
 
 
 def test_autocast_computes_in_bfloat16_and_trains_float32():
@@ -456,6 +456,13 @@ def test_damage_is_refused_and_changes_nothing():
     fewer = compress(random_weight("bitmask", 8, 16, torch.float32, 0.1), "bitmask").tensors()
     with pytest.raises(RuntimeError, match=r"values must have the shape \[\d+\] that is trained"):
         layer.load_state_dict(fewer)
+
+
+def test_whole_numbers_are_not_trained():
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="replace_linears: kernel must be 2:4, csr or bitmask to"):
+        prunekern.replace_linears(model, "2:4-int8", trainable=True)
+    assert not any(isinstance(m, SparseLinear) for m in model.modules())
 
 
 def test_layouts_are_checked_when_the_layer_is_made():

@@ -9,8 +9,9 @@
 
 DDP and FSDP2 need nothing from here: the values of a `TrainableSparseLinear` are parameters, and so
 is what `requires_grad_(False)` makes of them, which FSDP2 shares out without training it. The
-packed weight of a plain SparseLinear is buffers, which both leave whole on each process. Serving over
-machines is for engines that do nothing else; there is none here.
+packed weight of a plain SparseLinear is buffers, which both leave whole on each process; DDP sends
+them at each step unless it is told broadcast_buffers=False. Serving over machines is for engines
+that do nothing else; there is none here.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def parallelize(
         mesh: Of one dimension.
         plan: Name -> style as of `torch.distributed.tensor.parallel.parallelize_module`, "*" for
             any part of a name between dots; torch's styles or those of this package. Where left
-            out, the plan of the model's config, `base_model_tp_plan`, which Llama and its kind have.
+            out, the plan of the model's config, `base_model_tp_plan`, as Llama and its kind have.
 
     Returns:
         Names of the layers that were cut.
@@ -115,8 +116,7 @@ def _matched(
         hits = [
             (name, module)
             for name, module in model.named_modules()
-            if len(parts := name.split(".")) == len(wanted)
-            and all(map(fnmatch, parts, wanted))
+            if len(parts := name.split(".")) == len(wanted) and all(map(fnmatch, parts, wanted))
         ]
         if not hits:
             raise ValueError(f"{_WHO}: plan must name modules of the model, got {pattern!r}")

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 
 def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """g = g min(1, max_norm / norm) for all gradients g together, norm their 2-norm.
+    """G = g min(1, max_norm / norm) for all gradients g together, norm their 2-norm.
 
     As torch.nn.utils.clip_grad_norm_, which refuses DTensors of several meshes, or beside plain
     tensors, as there are after tensor parallelism. All processes must call it.

@@ -4,8 +4,8 @@ Made in place by `shard_linear`, which gives a layer another class, as fully_sha
 hooks and whoever holds the module stay. Each process packs its part for its own kernel.
 
 State dicts hold the whole weight under the names it always has: of 2:4 as DTensors, which
-torch.distributed.checkpoint writes and reads in parts, for any other number of processes; of csr and
-bitmask, whose parts have their own numbers of values, gathered on every process.
+torch.distributed.checkpoint writes and reads in parts, for any other number of processes; of csr
+and bitmask, whose parts have their own numbers of values, gathered on every process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from prunekern.distributed.shards import ROWS, check_cut, gather_parts, part_of
 from prunekern.formats import Canonical
 from prunekern.nn import SparseLinear
 from prunekern.training.layer import TrainableSparseLinear
-from prunekern.training.product import trainable_linear
 
 
 def shard_linear(module: SparseLinear, mesh: DeviceMesh, dim: int, who: str) -> None:
@@ -51,6 +50,10 @@ def check_shardable(module: SparseLinear, mesh: DeviceMesh, dim: int, who: str) 
         raise ValueError(f'{who}: mesh must have one dimension, got {mesh}; pass mesh["tp"]')
     if isinstance(module, _Part):
         raise ValueError(f"{who}: layer must be whole, got one that is cut over {module._mesh}")
+    if formats.FORMATS[module.kernel].bits:
+        raise ValueError(
+            f"{who}: kernel must be 2:4, csr or bitmask to be cut, got {module.kernel}"
+        )
     if _is_trained(module) is not None and module.kernel != "2:4":
         raise ValueError(
             f"{who}: a layer that is trained must be 2:4, got {module.kernel}, whose parts differ "

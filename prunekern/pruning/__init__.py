@@ -155,9 +155,7 @@ def prune(
             infinite scores, calibration can not be used, or a Hessian stays indefinite; the model
             is then as it was.
     """
-    rule = _check_rule(
-        pattern, method, sparsity, scope, allocation, seed, damping, transposable
-    )
+    rule = _check_rule(pattern, method, sparsity, scope, allocation, seed, damping, transposable)
     matched = match_modules(model, targets, "prune")
     modules = _check_weights(matched)
     shares = sparsity_of_each(rule.sparsity, list(modules))

@@ -21,7 +21,7 @@ __all__ = ["TrainableSparseLinear", "freeze", "make_trainable", "trainable_linea
 
 
 def make_trainable(model: nn.Module) -> list[str]:
-    """Makes the weights of every SparseLinear of a model parameters, in place: a checkpoint that was
+    """Makes the weights of every SparseLinear of a model parameters, in place: a checkpoint that is
     loaded compressed trains on without ever being dense.
 
     Make optimizers afterwards.

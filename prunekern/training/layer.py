@@ -27,8 +27,8 @@ from prunekern.training.product import trainable_linear
 class TrainableSparseLinear(SparseLinear):
     """y[..., N] = x[..., K] W[N, K]^T + bias[N], trained where W keeps a weight.
 
-    Of 2:4 two positions of every four are kept, also where a value is zero; of csr and bitmask those
-    that were not zero. Nothing is packed in memory: each call packs what the values are then. Under
+    Of 2:4 two positions of every four are kept, also where a value is zero; of csr and bitmask
+    those that were not zero. Nothing is packed in memory: each call packs what the values are then. Under
     autocast values stay in their dtype and products are in autocast's, as for nn.Linear.
 
     Attributes:
@@ -43,20 +43,26 @@ class TrainableSparseLinear(SparseLinear):
         """As of SparseLinear.
 
         Raises:
-            ValueError: As of SparseLinear.
+            ValueError: As of SparseLinear, or values that are whole numbers and so not trained.
         """
+        check_trainable(canonical.kernel, "TrainableSparseLinear")
         self._chosen_layout = layout
         super().__init__(canonical, bias, layout)
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, kernel: str = "2:4", layout: str | None = None, prune: bool = True
+        cls,
+        linear: nn.Linear,
+        kernel: str = "2:4",
+        layout: str | None = None,
+        prune: bool = True,
+        group_size: int | None = None,
     ) -> TrainableSparseLinear:
         """The trainable form of a dense layer; see `SparseLinear.from_linear`.
 
         A 2:4 weight whose zeros allow it is stored with positions that are 2:4 both ways.
         """
-        sparse = super().from_linear(linear, kernel, layout, prune)
+        sparse = super().from_linear(linear, kernel, layout, prune, group_size)
         if kernel == "2:4" and not sparse.transposable:
             both_ways = _both_ways(sparse.weight)
             if both_ways is not None:
@@ -153,6 +159,7 @@ class TrainableSparseLinear(SparseLinear):
             destination[prefix + name] = self._canonical_position(destination[prefix + name], name)
 
     def _set(self, canonical: Canonical, layout: str | None) -> None:
+        self.group_size = None
         if layout is not None:
             check_layout(canonical.stem, layout, canonical.dtype, "TrainableSparseLinear")
             check_runs(
@@ -203,6 +210,15 @@ class TrainableSparseLinear(SparseLinear):
         loaded = formats.from_tensors(self.kernel, tensors, shape)
         formats.validate(loaded, name)
         return loaded
+
+
+def check_trainable(kernel: str, who: str) -> None:
+    """Raises ValueError unless values of the format are numbers that a gradient moves."""
+    if formats.FORMATS[kernel].bits:
+        raise ValueError(
+            f"{who}: kernel must be 2:4, csr or bitmask to be trained, got {kernel}; train as 2:4, "
+            "then replace again"
+        )
 
 
 def whole(t: Tensor) -> Tensor:
