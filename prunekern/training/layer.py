@@ -28,8 +28,8 @@ class TrainableSparseLinear(SparseLinear):
     """y[..., N] = x[..., K] W[N, K]^T + bias[N], trained where W keeps a weight.
 
     Of 2:4 two positions of every four are kept, also where a value is zero; of csr and bitmask
-    those that were not zero. Nothing is packed in memory: each call packs what the values are then. Under
-    autocast values stay in their dtype and products are in autocast's, as for nn.Linear.
+    those that were not zero. Nothing is packed in memory: each call packs what the values are then.
+    Under autocast values stay in their dtype and products are in autocast's, as for nn.Linear.
 
     Attributes:
         values: Parameter, canonical: [N, 2 ceil(K/4)] for "2:4", [nnz] for others.
