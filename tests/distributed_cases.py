@@ -219,7 +219,7 @@ def a_cut_layer_is_whole_to_the_bit():
     """Whole numbers: a sum of parts is exact, so that one wrong index shows."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for N, K, kernel, style in (
-        (9, 37, "2:4", ColwiseParallel),
+        (11, 37, "2:4", ColwiseParallel),
         (64, 31, "csr", ColwiseParallel),
         (50, 64, "bitmask", ColwiseParallel),
         (9, 16 * mesh.size() - 1, "2:4", RowwiseParallel),
