@@ -7,7 +7,7 @@ stores and runs what is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from prunekern.formats import Sparse24Int4, check_group_size
 from prunekern.pruning import calibrated
-from prunekern.pruning.allocation import check_sparsity, sparsity_of_each
+from prunekern.pruning.allocation import check_sparsity, pattern_of_each, sparsity_of_each
 from prunekern.pruning.calibration import calibration_windows
-from prunekern.pruning.input_statistics import Hessian, InputNorms
+from prunekern.pruning.input_statistics import Hessian, InputNorms, Statistic
 from prunekern.pruning.layerwise import Progress, evaluating
 from prunekern.pruning.magnitude import magnitude_scores
 from prunekern.pruning.masks import choose_mask, global_threshold, parse_pattern, threshold_mask
@@ -38,6 +38,7 @@ from prunekern.pruning.torch_masks import (
 )
 from prunekern.pruning.wanda import wanda_scores
 from prunekern.targets import DEFAULT_TARGETS, match_modules
+from prunekern.tied import untied
 
 __all__ = [
     "METHODS",
@@ -48,6 +49,8 @@ __all__ = [
     "cubic_sparsity",
     "permute_channels",
     "prune",
+    "pruned_weight",
+    "statistic_of",
 ]
 
 
@@ -76,8 +79,8 @@ _OWL_SHARE = 1 / 3  # of the whole run's passes
 class _Rule:
     """How masks are made, once arguments are checked."""
 
-    pattern: str
-    nm: tuple[int, int] | None
+    pattern: str | Mapping[str, str]
+    nm: tuple[int, int] | None  # of a single pattern
     method: str
     scope: str
     sparsity: float | Mapping[str, float]
@@ -86,11 +89,12 @@ class _Rule:
     damping: float
     values: str | None
     group_size: int | None
+    transposable: bool
 
 
 def prune(
     model: nn.Module,
-    pattern: str = "2:4",
+    pattern: str | Mapping[str, str] = "2:4",
     method: str = "magnitude",
     sparsity: float | Mapping[str, float] | None = None,
     targets: str | Sequence[str] = DEFAULT_TARGETS,
@@ -105,6 +109,7 @@ def prune(
     damping: float = 0.01,
     values: str | None = None,
     group_size: int | None = None,
+    transposable: bool = False,
     offload: str | Path | None = None,
     state: str | Path | None = None,
     progress: Callable[[float, float], None] | None = None,
@@ -125,12 +130,13 @@ def prune(
             of transformers with decoder layers at model.layers; for "taylor" a causal language
             model.
         pattern: "N:M" (N of every M inputs kept, M up to 32; a shorter group at a row's end keeps
-            up to N) or "unstructured".
+            up to N) or "unstructured"; or one for each target by name or its end at a dot.
         method: How a weight's worth is scored: "magnitude", "random", "wanda", "ria", "sparsegpt"
             or "taylor".
         sparsity: Share of weights that go, in [0, 1); 0.5 where none is given; or a share for each
-            target by name or its end at a dot. Only for unstructured: N:M has its own.
-        targets: See `prunekern.targets.match_modules`.
+            unstructured target by name or its end at a dot. N:M has its own.
+        targets: See `prunekern.targets.match_modules`. A head that is named though it shares its
+            weight with the input embedding gets a copy of its own, which alone is pruned.
         scope: For unstructured, among whom the smallest are sought: "layer", "row", "global", or
             "quantile", which keeps what reaches the layer's quantile with all ties. By default
             "row" for Wanda and RIA, "layer" for others; SparseGPT ranks a "block" of 128 columns.
@@ -146,6 +152,8 @@ def prune(
             the right make up for it; `replace_linears(kernel="2:4-int4")` then changes nothing
             more.
         group_size: Inputs that share a scale, for `values`; see `prunekern.compress`.
+        transposable: For "2:4", whether W^T is to be 2:4, too, so that training multiplies by
+            sparse weights both ways; of each 4 x 4 block the best of the 90 such masks stays.
         offload: Folder for the activations of the layer and the dense weights, instead of memory.
         state: Folder that keeps each finished decoder layer, also where an error or Ctrl-C has put
             the model back; the same call on the same dense model goes on from there and ends with
@@ -161,11 +169,15 @@ def prune(
             is then as it was.
     """
     rule = _check_rule(
-        pattern, method, sparsity, scope, allocation, seed, damping, values, group_size
+        *(pattern, method, sparsity, scope, allocation, seed, damping),
+        *(values, group_size, transposable),
     )
     matched = match_modules(model, targets, "prune")
     modules = _check_weights(matched)
-    shares = sparsity_of_each(rule.sparsity, list(modules))
+    rules = _rule_of_each(rule, list(modules))
+    free = [name for name, own in rules.items() if own.nm is None]
+    shares = {name: own.sparsity for name, own in rules.items()}
+    shares |= sparsity_of_each(rule.sparsity, free)
     needs = METHODS[method].needs
     work = ids = None
     if needs == "weights" and allocation == "uniform":
@@ -187,29 +199,76 @@ def prune(
 
     told = Progress(progress)
     begin = 0.0
-    if allocation == "owl":
-        begin = _OWL_SHARE if needs != "weights" else 1.0
-        shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
-    if needs in _LAYERWISE:
-        layers = calibrated.prune_layerwise(
-            work,
-            InputNorms if needs == "norms" else Hessian,
-            partial(_decide, rule, shares),
-            state,
-            asdict(rule) | {"sparsity": shares},
-            told,
-            begin,
-        )
-    else:
-        scores_of = _scores(model, rule, modules, ids, told, begin)
-        layers = _prune_by_scores(rule, modules, shares, scores_of)
-    for module in matched.values():
-        fold_masks(module)
-    return PruneReport(pattern, method, tuple(layers), None if ids is None else tuple(ids.shape))
+    with untied(model, modules.values()):
+        if allocation == "owl":
+            begin = _OWL_SHARE if needs != "weights" else 1.0
+            shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
+        if needs in _LAYERWISE:
+            layers = calibrated.prune_layerwise(
+                work,
+                InputNorms if needs == "norms" else Hessian,
+                partial(_decide, rules, shares),
+                state,
+                asdict(rule) | {"sparsity": shares},
+                told,
+                begin,
+            )
+        else:
+            scores_of = _scores(model, rule, modules, ids, told, begin)
+            layers = _prune_by_scores(rules, modules, shares, scores_of)
+        for module in matched.values():
+            fold_masks(module)
+    patterns = ", ".join(sorted({own.pattern for own in rules.values()}))
+    return PruneReport(patterns, method, tuple(layers), None if ids is None else tuple(ids.shape))
+
+
+def statistic_of(method: str) -> type[Statistic] | None:
+    """What `pruned_weight` wants to know of a layer's inputs, None for nothing.
+
+    Raises:
+        ValueError: The method looks at more than one layer, as "taylor" does.
+    """
+    kinds = {"weights": None, "norms": InputNorms, "hessians": Hessian}
+    known = [name for name, one in METHODS.items() if one.needs in kinds and name != "random"]
+    if method not in known:
+        raise ValueError(f"prune: method must be one of {', '.join(known)}, got {method!r}")
+    return kinds[METHODS[method].needs]
+
+
+def pruned_weight(
+    name: str,
+    module: nn.Module,
+    pattern: str,
+    method: str,
+    sparsity: float | None = None,
+    statistic: Statistic | None = None,
+) -> Tensor:
+    """What `prune` would make of the weight of one layer; the layer is left as it is.
+
+    Args:
+        name: Of the layer, for messages.
+        module: The layer.
+        pattern: "N:M" or "unstructured".
+        method: See `statistic_of`.
+        sparsity: See `prune`.
+        statistic: Of the layer's inputs, of the kind that `statistic_of` names.
+
+    Returns:
+        [N, K], any float dtype.
+
+    Raises:
+        ValueError: As `prune`.
+    """
+    rule = _check_rule(pattern, method, sparsity, None, "uniform", 0, 0.01, False)
+    if statistic is not None:
+        return _decide({name: rule}, {name: rule.sparsity}, name, module, statistic)
+    weight = masked_weight(module)
+    mask = choose_mask(magnitude_scores(weight), rule.nm, rule.sparsity, rule.scope)
+    return weight.masked_fill(~mask, 0.0)
 
 
 def _check_rule(
-    pattern: str,
+    pattern: str | Mapping[str, str],
     method: str,
     sparsity: float | Mapping[str, float] | None,
     scope: str | None,
@@ -218,8 +277,13 @@ def _check_rule(
     damping: float,
     values: str | None,
     group_size: int | None,
+    transposable: bool,
 ) -> _Rule:
-    nm = parse_pattern(pattern)
+    mixed = isinstance(pattern, Mapping)
+    nms = [parse_pattern(one) for one in (pattern.values() if mixed else [pattern])]
+    nm = None if mixed else nms[0]
+    if transposable and nm != (2, 4):
+        raise ValueError(f'prune: pattern must be "2:4" for transposable, got {pattern!r}')
     if method == "movement":
         raise ValueError(
             "prune: method movement is learned while training; see pruning.MovementPruner"
@@ -237,8 +301,11 @@ def _check_rule(
             f"prune: allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}"
         )
     sparsity = check_sparsity(sparsity, nm, pattern)
-    if allocation == "owl" and nm is not None:
+    if allocation == "owl" and any(nms):
         raise ValueError(f"prune: pattern must be unstructured for owl, got {pattern}")
+    if mixed and (allocation == "owl" or scope == "global"):
+        what = "owl" if allocation == "owl" else "scope global"
+        raise ValueError(f"prune: pattern must be one for {what}, got one a layer")
     if isinstance(sparsity, Mapping) and (allocation == "owl" or scope == "global"):
         what = "owl" if allocation == "owl" else "scope global"
         raise ValueError(f"prune: sparsity must be one number for {what}, got a share a layer")
@@ -248,7 +315,8 @@ def _check_rule(
         raise ValueError(f"prune: damping must be positive, got {damping}")
     _check_values(values, group_size, nm, method)
     return _Rule(
-        pattern, nm, method, scope, sparsity, allocation, seed, damping, values, group_size
+        *(pattern, nm, method, scope, sparsity, allocation, seed, damping),
+        *(values, group_size, transposable),
     )
 
 
@@ -267,6 +335,18 @@ def _check_values(
     if method != "sparsegpt" or nm != (2, 4):
         raise ValueError(f"prune: values must go with sparsegpt and 2:4, got {method}, {nm}")
     check_group_size("2:4-int4", group_size, "prune")
+
+
+def _rule_of_each(rule: _Rule, names: Sequence[str]) -> dict[str, _Rule]:
+    """Layer -> rule with its own pattern; the sparsity of N:M is that of the pattern."""
+    if not isinstance(rule.pattern, Mapping):
+        return dict.fromkeys(names, rule)
+    rules = {}
+    for name, pattern in pattern_of_each(rule.pattern, names).items():
+        nm = parse_pattern(pattern)
+        sparsity = rule.sparsity if nm is None else 1 - nm[0] / nm[1]
+        rules[name] = replace(rule, pattern=pattern, nm=nm, sparsity=sparsity)
+    return rules
 
 
 def _refuse_unused(method: str, **arguments: Any) -> None:
@@ -303,24 +383,28 @@ def _check_weights(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def _decide(
-    rule: _Rule,
+    rules: Mapping[str, _Rule],
     shares: Mapping[str, float],
     name: str,
     module: nn.Module,
     statistic: InputNorms | Hessian,
 ) -> Tensor:
     """The pruned weight of one layer, by what is known of its inputs."""
-    weight = masked_weight(module)
+    rule, weight = rules[name], masked_weight(module)
     if isinstance(statistic, Hessian):
         factor, dead = statistic.factor(rule.damping, name)
         rounding = None
         if rule.values:
             size = rule.group_size or Sparse24Int4.default_group_size
             rounding = Rounding(Sparse24Int4.bits, size, weight.dtype)
-        frozen = frozen_zeros(module)
-        return sparsegpt_prune(weight, factor, dead, rule.nm, shares[name], frozen, rounding)
+        return sparsegpt_prune(
+            *(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module)),
+            transposable=rule.transposable,
+            rounding=rounding,
+        )
     score = {"wanda": wanda_scores, "ria": ria_scores}[rule.method]
-    mask = choose_mask(score(weight, statistic.norm(name)), rule.nm, shares[name], rule.scope)
+    scores = score(weight, statistic.norm(name))
+    mask = choose_mask(scores, rule.nm, shares[name], rule.scope, rule.transposable)
     return weight.masked_fill(~mask, 0.0)
 
 
@@ -348,12 +432,13 @@ def _scores(
 
 
 def _prune_by_scores(
-    rule: _Rule,
+    rules: Mapping[str, _Rule],
     modules: Mapping[str, nn.Module],
     shares: Mapping[str, float],
     scores_of: Callable[[str], Tensor],
 ) -> list[PrunedLayer]:
     """Writes the zeros, layer after layer."""
+    rule = next(iter(rules.values()))  # all but pattern and sparsity are the same in each
     by_threshold = rule.nm is None and rule.scope == "global"
     if by_threshold:
         threshold, ties = global_threshold([scores_of(name) for name in modules], rule.sparsity)
@@ -362,7 +447,8 @@ def _prune_by_scores(
         if by_threshold:
             mask, ties = threshold_mask(scores_of(name), threshold, ties)
         else:
-            mask = choose_mask(scores_of(name), rule.nm, shares[name], rule.scope)
+            scores = scores_of(name)
+            mask = choose_mask(scores, rules[name].nm, shares[name], rule.scope, rule.transposable)
         weight = masked_weight(module)
         # masked_fill, not a product with the mask: that would write -0.0 for negative weights.
         pruned = weight.masked_fill(~mask, 0.0)

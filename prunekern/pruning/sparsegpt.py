@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from prunekern.formats.quantized import PER_ROW, find_scales, round_to
-from prunekern.pruning.masks import kept_count, largest_mask, nm_mask
+from prunekern.pruning.masks import kept_count, largest_mask, nm_mask, transposable_mask
 
 BLOCK = 128  # columns whose unstructured mask is chosen together, before their own errors arrive
 _RETRIES = 3
@@ -103,6 +103,7 @@ def sparsegpt_prune(
     nm: tuple[int, int] | None,
     sparsity: float,
     frozen: Tensor | None = None,
+    transposable: bool = False,
     rounding: Rounding | None = None,
 ) -> Tensor:
     """The pruned weight, its kept entries rewritten.
@@ -117,6 +118,7 @@ def sparsegpt_prune(
         nm: (N, M) of the pattern, or None for unstructured.
         sparsity: For unstructured, the share that goes.
         frozen: Bool [N, K], zeros that must stay zeros; they are among the first to go.
+        transposable: For 2:4, whether each 4 x 4 block is to be 2:4 both ways.
         rounding: What kept weights are rounded to, for N:M; None leaves them as they are.
 
     Returns:
@@ -129,6 +131,12 @@ def sparsegpt_prune(
     w[dead] = 0
     gone = torch.zeros(K, N, dtype=torch.bool, device=w.device) if frozen is None else frozen.t()
     gone = gone.contiguous()
+
+    def choose(scores: Tensor) -> Tensor:
+        """Which of [columns, N] stay, for N:M."""
+        scores = scores.t().contiguous()
+        return (transposable_mask(scores) if transposable else nm_mask(scores, *nm)).t()
+
     for start in range(0, K, block):
         end = min(start + block, K)
         piece, out = w[start:end], gone[start:end]
@@ -141,16 +149,15 @@ def sparsegpt_prune(
             if nm is not None and j % nm[1] == 0:
                 group = slice(j, j + nm[1])
                 scores = _costs(piece[group], u.diagonal()[group], out[group])
-                out[group] |= ~nm_mask(scores.t().contiguous(), *nm).t()
+                out[group] |= ~choose(scores)
             target = piece[j].masked_fill(out[j], 0.0)
             if rounding is not None:
                 size = K if rounding.group_size == PER_ROW else rounding.group_size
                 if (start + j) % size == 0:
                     columns = slice(start + j, start + j + size)
                     scores = _costs(w[columns], factor.diagonal()[columns], gone[columns])
-                    kept = nm_mask(scores.t().contiguous(), *nm)
-                    group = w[columns].t().masked_fill(~kept, 0.0)
-                    scales = find_scales(group, rounding.bits, rounding.dtype).float()
+                    kept = w[columns].masked_fill(~choose(scores), 0.0)
+                    scales = find_scales(kept.t(), rounding.bits, rounding.dtype).float()
                 target = round_to(target[:, None], scales, rounding.bits)[:, 0] * scales
             errors[j] = (piece[j] - target) / u[j, j]
             piece[j:].addr_(u[j, j:], errors[j], alpha=-1)
