@@ -59,8 +59,14 @@ void sparse24_linear_avx512bf16(const Problem&, const Sparse24Weight&);
 void sparse24_linear_amx(const Problem&, const Sparse24Weight&);
 
 void sparse24_int8_linear_scalar(const Problem&, const QuantizedSparse24Weight&);
+void sparse24_int8_linear_avx2(const Problem&, const QuantizedSparse24Weight&);
+void sparse24_int8_linear_avx512(const Problem&, const QuantizedSparse24Weight&);
+void sparse24_int8_linear_amx(const Problem&, const QuantizedSparse24Weight&);
 
 void sparse24_int4_linear_scalar(const Problem&, const QuantizedSparse24Weight&);
+void sparse24_int4_linear_avx2(const Problem&, const QuantizedSparse24Weight&);
+void sparse24_int4_linear_avx512(const Problem&, const QuantizedSparse24Weight&);
+void sparse24_int4_linear_amx(const Problem&, const QuantizedSparse24Weight&);
 
 void bitmask_linear_scalar(const Problem&, const BitmaskWeight&);
 void bitmask_linear_avx2(const Problem&, const BitmaskWeight&);

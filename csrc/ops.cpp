@@ -58,6 +58,8 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     LINEAR24(avx2);
     LINEAR24(avx512);
     LINEAR24(avx512bf16);
+    LINEAR24_INT(avx2);
+    LINEAR24_INT(avx512);
     LINEAR_BITMASK(avx2);
     LINEAR_BITMASK(avx512);
     LINEAR_BITMASK(avx512bf16);
@@ -72,6 +74,7 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
 #endif
 #if PRUNEKERN_AMX
     LINEAR24(amx);
+    LINEAR24_INT(amx);
     LINEAR_BITMASK(amx);
     PACK24(amx);
     PACK_BITMASK(amx);
@@ -259,6 +262,8 @@ struct QuantizedVariant {
     const char* linear_op;
     Isa isa;
     void (*launch)(const Problem&, const QuantizedSparse24Weight&);
+    int64_t tile_rows;  // 0: canonical tensors
+    bool only_bf16;
     int64_t bits;
 };
 
@@ -269,28 +274,46 @@ int64_t group_size_of(const char* op, const Tensor& scales, int64_t K) {
     while (group < K && ceil_div(K, group) > S) group *= 2;
     if (ceil_div(K, group) != S)
         fail(op, "scales",
-             "be ceil(in_features / group size) a row, the group size a power of two "
-             "from 32 on",
+             "be ceil(in_features / group size) a row, the group size a power of two from 32 on",
              shape_of(scales));
     return group;
+}
+
+// values, meta and scales of the variant's layout, as sizes that prunekern/layouts draws.
+void check_quantized(const QuantizedVariant& v, const Tensor& values, const Tensor& meta,
+                     const Tensor& scales, int64_t N, int64_t K, int64_t S) {
+    const char* op = v.linear_op;
+    const int64_t G = ceil_div(K, 4), R = v.tile_rows;
+    if (v.only_bf16 && scales.scalar_type() != ScalarType::BFloat16)
+        fail(op, "scales", "be bfloat16", name_of(scales.scalar_type()));
+    if (R == 0) {
+        if (v.bits == 8)
+            check_packed(op, "values", values, kCpu, ScalarType::Char, {N, 2 * G});
+        else
+            check_packed(op, "values", values, kCpu, ScalarType::Byte, {N, G});
+        check_packed(op, "meta", meta, kCpu, ScalarType::Byte, {N, ceil_div(G, 2)});
+        check_packed(op, "scales", scales, kCpu, scales.scalar_type(), {N, S});
+        return;
+    }
+    const int64_t T = ceil_div(N, R), C = ceil_div(G, 8);
+    if (v.bits == 8)
+        check_packed(op, "values", values, kCpu, ScalarType::Char, {T, 8 * C, 2, R});
+    else
+        check_packed(op, "values", values, kCpu, ScalarType::Int, {T, C, 2, R});
+    check_packed(op, "meta", meta, kCpu, ScalarType::Int, {T, C, R});
+    check_packed(op, "scales", scales, kCpu, scales.scalar_type(), {T, S, R});
 }
 
 template <const QuantizedVariant& V>
 Tensor quantized_linear(const Tensor& x, const Tensor& values, const Tensor& meta,
                         const Tensor& scales, const std::optional<Tensor>& bias, int64_t N,
                         int64_t K) {
-    const char* op = V.linear_op;
-    check_isa(op, V.isa);
-    check_sizes(op, N, K);
-    const int64_t G = ceil_div(K, 4), group_size = group_size_of(op, scales, K);
+    check_isa(V.linear_op, V.isa);
+    check_sizes(V.linear_op, N, K);
+    const int64_t group_size = group_size_of(V.linear_op, scales, K);
     const int64_t S = ceil_div(K, group_size);
-    if (V.bits == 8)
-        check_packed(op, "values", values, kCpu, ScalarType::Char, {N, 2 * G});
-    else
-        check_packed(op, "values", values, kCpu, ScalarType::Byte, {N, G});
-    check_packed(op, "meta", meta, kCpu, ScalarType::Byte, {N, ceil_div(G, 2)});
-    check_packed(op, "scales", scales, kCpu, scales.scalar_type(), {N, S});
-    return linear(op, x, scales, bias, N, K, [&](const Problem& p) {
+    check_quantized(V, values, meta, scales, N, K, S);
+    return linear(V.linear_op, x, scales, bias, N, K, [&](const Problem& p) {
         V.launch(p, {values.const_data_ptr(), meta.const_data_ptr(), scales.const_data_ptr(), S,
                      group_size});
     });
@@ -391,11 +414,19 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
         "sparse24_linear_" #variant, "sparse24_pack_" #variant, isa, sparse24_linear_##variant, \
             tile_rows, pair_codes                                                               \
     }
-#define SPARSE24_INT(variant, isa)                                                      \
-    constexpr QuantizedVariant k24Int8_##variant{"sparse24_int8_linear_" #variant, isa, \
-                                                 sparse24_int8_linear_##variant, 8};    \
-    constexpr QuantizedVariant k24Int4_##variant{"sparse24_int4_linear_" #variant, isa, \
-                                                 sparse24_int4_linear_##variant, 4}
+#define SPARSE24_INT(variant, isa, tile_rows, only_bf16)                           \
+    constexpr QuantizedVariant k24Int8_##variant{"sparse24_int8_linear_" #variant, \
+                                                 isa,                              \
+                                                 sparse24_int8_linear_##variant,   \
+                                                 tile_rows,                        \
+                                                 only_bf16,                        \
+                                                 8};                               \
+    constexpr QuantizedVariant k24Int4_##variant{"sparse24_int4_linear_" #variant, \
+                                                 isa,                              \
+                                                 sparse24_int4_linear_##variant,   \
+                                                 tile_rows,                        \
+                                                 only_bf16,                        \
+                                                 4}
 #define BITMASK(variant, isa, tile_rows, only_bf16)                                          \
     constexpr BitmaskVariant kBitmask_##variant {                                            \
         "bitmask_linear_" #variant, "bitmask_pack_" #variant, isa, bitmask_linear_##variant, \
@@ -405,13 +436,15 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
     constexpr CsrVariant kCsr_##variant { "csr_linear_" #variant, isa, csr_linear_##variant }
 
 SPARSE24(scalar, Isa::kScalar, 0, false);
-SPARSE24_INT(scalar, Isa::kScalar);
+SPARSE24_INT(scalar, Isa::kScalar, 0, false);
 BITMASK(scalar, Isa::kScalar, 1, false);
 CSR(scalar, Isa::kScalar);
 #if defined(__x86_64__)
 SPARSE24(avx2, Isa::kAvx2, 8, false);
 SPARSE24(avx512, Isa::kAvx512, 16, false);
 SPARSE24(avx512bf16, Isa::kAvx512Bf16, 16, true);
+SPARSE24_INT(avx2, Isa::kAvx2, 8, false);
+SPARSE24_INT(avx512, Isa::kAvx512, 16, false);
 BITMASK(avx2, Isa::kAvx2, 4, false);
 BITMASK(avx512, Isa::kAvx512, 4, false);
 BITMASK(avx512bf16, Isa::kAvx512Bf16, 4, true);
@@ -420,6 +453,7 @@ CSR(avx512, Isa::kAvx512);
 #endif
 #if PRUNEKERN_AMX
 SPARSE24(amx, Isa::kAmx, 16, true);
+SPARSE24_INT(amx, Isa::kAmx, 16, true);
 BITMASK(amx, Isa::kAmx, 4, true);
 #endif
 
@@ -448,6 +482,8 @@ STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
     IMPL24(avx2);
     IMPL24(avx512);
     IMPL24(avx512bf16);
+    IMPL24_INT(avx2);
+    IMPL24_INT(avx512);
     IMPL_BITMASK(avx2);
     IMPL_BITMASK(avx512);
     IMPL_BITMASK(avx512bf16);
@@ -462,6 +498,7 @@ STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
 #endif
 #if PRUNEKERN_AMX
     IMPL24(amx);
+    IMPL24_INT(amx);
     IMPL_BITMASK(amx);
     IMPL_PACK24(amx);
     IMPL_PACK_BITMASK(amx);

@@ -7,6 +7,7 @@ import prunekern
 from prunekern.compare import text, variants
 from prunekern.compare.report import CompareResult
 from prunekern.compare.variants import DENSE, build, variants_for
+from prunekern.formats import FORMATS
 
 
 def test_comparison_from_folder_to_files(folder, tmp_path):
@@ -21,6 +22,8 @@ def test_comparison_from_folder_to_files(folder, tmp_path):
         "unstructured 50% as bitmask float32",
         "unstructured 50% as torch CSR float32",
         "2:4 float32",
+        "2:4 int8 float32",
+        "2:4 int4 float32",
     ]
     document = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [row["variant"] for row in document["rows"]] == names
@@ -56,9 +59,9 @@ def test_removed_rows_stand_beside_the_others(folder, tmp_path):
         structured=0.5, report="rows",
     )  # fmt: skip
     names = [row["variant"] for row in result.rows]
-    assert names == ["dense float32", "2:4 float32", "heads removed float32",
-                     "channels removed float32"]  # fmt: skip
-    dense, _, heads, channels = result.rows
+    assert names == ["dense float32", "2:4 float32", "2:4 int8 float32", "2:4 int4 float32",
+                     "heads removed float32", "channels removed float32"]  # fmt: skip
+    dense, *_, heads, channels = result.rows
     # One of two groups of two heads of 16; 96 channels to 64, the nearest multiple of 32.
     gone = {"heads": 2 * (64 + 32 + 32 + 64) * 32, "channels": 2 * 3 * 64 * 32}
     for row, share in ((heads, 0.5), (channels, 1 / 3)):
@@ -80,7 +83,9 @@ def test_full_report_has_the_layer_against_tokens_and_the_map_of_layers(folder, 
     document = json.loads((tmp_path / "compare.json").read_text())
     assert document == json.loads(json.dumps(result.document))
     assert document["sweep"]["shape"] == [64, 64]
-    assert [line["storage"] for line in document["sweep"]["lines"]] == ["dense", "2:4"]
+    assert [line["storage"] for line in document["sweep"]["lines"]] == [
+        "dense", "2:4", "2:4-int8", "2:4-int4"
+    ]  # fmt: skip
     layers = document["sensitivity"]["layers"]
     assert len(layers) == 14 and sum(layer["pruned"] for layer in layers) == 4
     for layer in layers:
@@ -151,6 +156,9 @@ def test_every_variant_computes_what_its_dense_twin_does(variant, llama):
     if variant.pattern != DENSE:
         sparsity = 0.7 if variant.pattern == "unstructured" else None
         prunekern.prune(twin, variant.pattern, sparsity=sparsity, targets="all-linear")
+    if variant.storage in FORMATS and FORMATS[variant.storage].bits:
+        prunekern.replace_linears(twin, variant.storage, "all-linear", prune=False)
+        prunekern.restore_linears(twin)
     ids = torch.randint(0, 128, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, twin(ids).logits, atol=1e-4, rtol=1e-4)

@@ -88,6 +88,28 @@ def test_sparse24_words_of_a_known_weight():
     assert pairs[0, 0, 1] & 0xFF == 0x82  # pair (0, 3) is code 2; odd groups have 8 added
 
 
+@pytest.mark.parametrize(("layout", "rows"), [("avx2", 8), ("avx512", 16)])
+def test_rounded_words_of_a_known_weight(layout, rows):
+    # Row 1 keeps inputs 0 and 3 of group 1, as -8 and 7 of a scale of 2, and 5 in group 9.
+    weight = torch.zeros(2, 40)
+    weight[1, 4], weight[1, 7], weight[1, 36] = -16, 14, 10
+    for size in (8, 4):
+        c = compress(weight, f"2:4-int{size}", -1)
+        values, meta, scales = pack_reference(c, layout).tensors
+        scale = scales[0, 0, 1].item()
+        assert meta.shape == (1, 2, rows) and scales.shape == (1, 1, rows)
+        assert meta[0, 0, 1] >> 4 & 0xF == 0b1100
+        if size == 8:
+            assert values.shape == (1, 16, 2, rows) and values.dtype == torch.int8
+            assert (values[0, 1, :, 1] * scale).tolist() == [-16, 14]
+            assert values[0, 9, 0, 1] * scale == 10
+        else:
+            assert values.shape == (1, 2, 2, rows) and values.dtype == torch.int32
+            assert scale == 2 and values[0, 0, :, 1].tolist() == [0x80, 0x70]
+            assert values[0, 1, :, 1].tolist() == [0x50, 0]
+        assert not values[..., 2:].any() and not scales[..., 2:].any()
+
+
 @pytest.mark.parametrize("layout", PANEL_LAYOUTS)
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (70, 100), (130, 200)])
 def test_panels_hold_what_their_drawing_says(layout, n, k):

@@ -65,6 +65,16 @@ PK_INLINE Halves load_halves(const uint16_t* p) {
 }
 PK_INLINE IVec widen_u16(Halves v) { return _mm512_cvtepu16_epi32(v); }
 PK_INLINE Vec widen_f16(Halves v) { return _mm512_cvtph_ps(v); }
+PK_INLINE Vec widen_i8(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+// Bits 4 i .. 4 i + 3 of each word, two's complement.
+PK_INLINE Vec nibble_to_float(IVec words, int i) {
+    alignas(64) static constexpr float kValues[16] = {0,  1,  2,  3,  4,  5,  6,  7,
+                                                      -8, -7, -6, -5, -4, -3, -2, -1};
+    return _mm512_permutexvar_ps(shift_right(words, 4 * i), load(kValues));
+}
 PK_INLINE Halves high_halves(IVec v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)); }
 PK_INLINE void store_f16(uint16_t* p, Vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -135,6 +145,14 @@ PK_INLINE Halves load_halves(const uint16_t* p) {
 }
 PK_INLINE IVec widen_u16(Halves v) { return _mm256_cvtepu16_epi32(v); }
 PK_INLINE Vec widen_f16(Halves v) { return _mm256_cvtph_ps(v); }
+PK_INLINE Vec widen_i8(const uint8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+PK_INLINE Vec nibble_to_float(IVec words, int i) {
+    const IVec high = _mm256_sll_epi32(words, _mm_cvtsi32_si128(28 - 4 * i));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(high, 28));
+}
 PK_INLINE Halves high_halves(IVec v) {
     const IVec low = _mm256_srli_epi32(v, 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));

@@ -22,6 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DENSE = "dense"
 TORCH_CSR = "torch CSR"
 REMOVED = "removed"
+_STORAGES_24 = [kernel for kernel, cls in FORMATS.items() if cls.pattern == "2:4"]
 # Pattern -> how it is removed, and the Linears of a decoder layer that become smaller.
 STRUCTURED = {
     "heads": (remove_heads, ("q_proj", "k_proj", "v_proj", "o_proj")),
@@ -35,8 +36,8 @@ class Variant:
 
     Attributes:
         pattern: "dense", "unstructured", "N:M", "heads" or "channels".
-        storage: "dense", "csr", "bitmask", "2:4", "torch CSR", the rival, or "removed" for a
-            smaller dense layer.
+        storage: "dense", "csr", "bitmask", "2:4", "2:4-int8", "2:4-int4", "torch CSR", the rival,
+            or "removed" for a smaller dense layer.
         dtype: float32, bfloat16 or float16.
         sparsity: Of the pruned layers, as asked for.
         fused: Whether q, k, v and gate, up are one product each.
@@ -65,13 +66,16 @@ class Variant:
             return f"{self.pattern} removed {self.dtype}"
         if self.storage == self.pattern:
             return f"{self.pattern} {self.dtype}"
+        if self.storage.startswith(f"{self.pattern}-"):  # 2:4-int8
+            return f"{self.storage.replace('-', ' ')} {self.dtype}"
         percent = f" {self.sparsity:.0%}" if self.pattern == "unstructured" else ""
         return f"{self.pattern}{percent} {stored} {self.dtype}"
 
     @property
     def weights_key(self) -> tuple[str, str]:
         """Variants with the same key hold the same numbers, stored in different ways."""
-        return self.pattern, self.dtype
+        rounded = FORMATS[self.storage].bits if self.storage in FORMATS else None
+        return self.storage if rounded else self.pattern, self.dtype
 
 
 def variants_for(
@@ -106,7 +110,7 @@ def variants_for(
             if nm is None and dtype == "float32":
                 storages.append(TORCH_CSR)  # torch multiplies CSR in no shorter dtype on a CPU
             if nm is not None and nm[0] <= 2 and nm[1] % 4 == 0:
-                storages = ["2:4"] if pattern == "2:4" else [DENSE, "bitmask", "2:4"]
+                storages = list(_STORAGES_24) if pattern == "2:4" else [DENSE, "bitmask", "2:4"]
             rows += [Variant(pattern, storage, dtype, share) for storage in storages]
         if structured:
             rows += [Variant(pattern, REMOVED, dtype, structured) for pattern in STRUCTURED]

@@ -10,10 +10,10 @@
 The group size is a power of two from 32 on, so that K and S tell it; S = 1 is one scale a row.
 Bytes a weight, 16-bit scales: int8 0.625, int4 0.375, and 2 / group_size of either.
 
-Rounding keeps exactly what whole multiples of a power of two can say. Else a scale is looked for
-with the least squared error among those that cut the largest weights off, then fitted to the
-rounded weights by least squares; a scale is always rounded to its own dtype first. A scale may be
-negative, as -8 has no positive partner.
+Rounding keeps exactly what whole multiples of a power of two can say, and for int4 what has been
+rounded before. Else a scale is looked for with the least squared error among those that cut the
+largest weights off, then fitted to the rounded weights by least squares; a scale is always rounded
+to its own dtype first. A scale may be negative, as -8 has no positive partner.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def round_groups(kept: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tens
     N, count = kept.shape
     size = count if group_size == PER_ROW else min(group_size // 2, count)
     groups = pad(kept, (0, -count % size)).view(N, -1, size)
-    scales = find_scales(groups, bits)
+    scales = find_scales(groups.float(), bits, kept.dtype)
     numbers = round_to(groups.float(), scales.float(), bits)
     return numbers.view(N, -1)[:, :count].to(torch.int8), scales
 
@@ -214,10 +214,8 @@ def round_to(weights: Tensor, scales: Tensor, bits: int) -> Tensor:
     return (weights / scales.where(scales != 0, torch.inf)).round_().clamp_(*_RANGES[bits])
 
 
-def find_scales(weights: Tensor, bits: int) -> Tensor:
-    """Scales [...] of groups [..., n], in the dtype of the weights; see the head of this file."""
-    dtype = weights.dtype
-    weights = weights.float()
+def find_scales(weights: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """Scales [...] in `dtype` of groups [..., n] in float32; see the head of this file."""
     low, high = _RANGES[bits]
     extreme = weights.gather(-1, weights.abs().argmax(-1, keepdim=True)).squeeze(-1)
     unit = torch.where(extreme == 0, 1.0, extreme.abs())  # so that squares do not overflow
@@ -245,6 +243,8 @@ def find_scales(weights: Tensor, bits: int) -> Tensor:
     for limit in (high,) if low == -high else (high, low):  # where the largest weight goes
         for shrink in _SHRINKS:
             offer(shrink * extreme / limit)
+    for number in range(1, high if bits == 4 else 1):  # that the largest was rounded to before
+        offer(extreme / number)
     for _ in range(_FITS):
         numbers = round_to(weights, best, bits)
         squares = numbers.square().sum(-1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekern.formats import Sparse24Int4, check_group_size
 from prunekern.pruning import calibrated
 from prunekern.pruning.allocation import check_sparsity, pattern_of_each, sparsity_of_each
 from prunekern.pruning.calibration import calibration_windows
@@ -27,7 +28,7 @@ from prunekern.pruning.permutation import PermuteReport, permute_channels
 from prunekern.pruning.random_scores import random_scores
 from prunekern.pruning.report import PrunedLayer, PruneReport, pruned_layer
 from prunekern.pruning.ria import ria_scores
-from prunekern.pruning.sparsegpt import sparsegpt_prune
+from prunekern.pruning.sparsegpt import Rounding, sparsegpt_prune
 from prunekern.pruning.taylor import mean_gradients, taylor_scores
 from prunekern.pruning.torch_masks import (
     fold_masks,
@@ -86,6 +87,8 @@ class _Rule:
     allocation: str
     seed: int
     damping: float
+    values: str | None
+    group_size: int | None
     transposable: bool
 
 
@@ -104,6 +107,8 @@ def prune(
     window: int | None = None,
     seed: int = 0,
     damping: float = 0.01,
+    values: str | None = None,
+    group_size: int | None = None,
     transposable: bool = False,
     offload: str | Path | None = None,
     state: str | Path | None = None,
@@ -143,6 +148,10 @@ def prune(
         window: Tokens of each; at most 2048 and the model's longest.
         seed: Of "random".
         damping: Of SparseGPT's Hessians, as a share of their mean diagonal.
+        values: "int4" rounds what "2:4" by "sparsegpt" keeps while it prunes, so that weights to
+            the right make up for it; `replace_linears(kernel="2:4-int4")` then changes nothing
+            more.
+        group_size: Inputs that share a scale, for `values`; see `prunekern.compress`.
         transposable: For "2:4", whether W^T is to be 2:4, too, so that training multiplies by
             sparse weights both ways; of each 4 x 4 block the best of the 90 such masks stays.
         offload: Folder for the activations of the layer and the dense weights, instead of memory.
@@ -159,7 +168,10 @@ def prune(
             infinite scores, calibration can not be used, or a Hessian stays indefinite; the model
             is then as it was.
     """
-    rule = _check_rule(pattern, method, sparsity, scope, allocation, seed, damping, transposable)
+    rule = _check_rule(
+        *(pattern, method, sparsity, scope, allocation, seed, damping),
+        *(values, group_size, transposable),
+    )
     matched = match_modules(model, targets, "prune")
     modules = _check_weights(matched)
     rules = _rule_of_each(rule, list(modules))
@@ -263,6 +275,8 @@ def _check_rule(
     allocation: str,
     seed: int,
     damping: float,
+    values: str | None,
+    group_size: int | None,
     transposable: bool,
 ) -> _Rule:
     mixed = isinstance(pattern, Mapping)
@@ -299,7 +313,28 @@ def _check_rule(
         raise ValueError("prune: scope must be within a layer for owl, got 'global'")
     if not 0 < damping < float("inf"):
         raise ValueError(f"prune: damping must be positive, got {damping}")
-    return _Rule(pattern, nm, method, scope, sparsity, allocation, seed, damping, transposable)
+    _check_values(values, group_size, nm, method)
+    return _Rule(
+        *(pattern, nm, method, scope, sparsity, allocation, seed, damping),
+        *(values, group_size, transposable),
+    )
+
+
+def _check_values(
+    values: str | None, group_size: int | None, nm: tuple[int, int] | None, method: str
+) -> None:
+    if values is None:
+        if group_size is not None:
+            raise ValueError(f"prune: group_size must be left out without values, got {group_size}")
+        return
+    if values != "int4":
+        raise ValueError(
+            f'prune: values must be "int4" or None, got {values!r}; int8 loses next to nothing '
+            'when replace_linears(kernel="2:4-int8") rounds'
+        )
+    if method != "sparsegpt" or nm != (2, 4):
+        raise ValueError(f"prune: values must go with sparsegpt and 2:4, got {method}, {nm}")
+    check_group_size("2:4-int4", group_size, "prune")
 
 
 def _rule_of_each(rule: _Rule, names: Sequence[str]) -> dict[str, _Rule]:
@@ -358,9 +393,14 @@ def _decide(
     rule, weight = rules[name], masked_weight(module)
     if isinstance(statistic, Hessian):
         factor, dead = statistic.factor(rule.damping, name)
+        rounding = None
+        if rule.values:
+            size = rule.group_size or Sparse24Int4.default_group_size
+            rounding = Rounding(Sparse24Int4.bits, size, weight.dtype)
         return sparsegpt_prune(
             *(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module)),
             transposable=rule.transposable,
+            rounding=rounding,
         )
     score = {"wanda": wanda_scores, "ria": ria_scores}[rule.method]
     scores = score(weight, statistic.norm(name))

@@ -9,19 +9,40 @@ factor of H^-1:
     w[j:]   -= (w_j - w'_j) / U[j, j] * U[j, j:]           cost of it:  w_j^2 / U[j, j]^2
 
 so one factorization serves all columns, all rows, and all layers that read the same input.
+
+Where kept weights are to be rounded (section 3.5 of the paper), w' is the rounded weight and the
+same update makes up for rounding, too. The scale of a group is found when its first column's turn
+comes, from the weights as they are then and the mask that they would have.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prunekern.formats.quantized import PER_ROW, find_scales, round_to
 from prunekern.pruning.masks import kept_count, largest_mask, nm_mask, transposable_mask
 
 BLOCK = 128  # columns whose unstructured mask is chosen together, before their own errors arrive
 _RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What kept weights are rounded to: see formats/quantized.py.
+
+    Attributes:
+        bits: Of a weight.
+        group_size: Inputs that share a scale, or -1 for all of a row.
+        dtype: Of the scales.
+    """
+
+    bits: int
+    group_size: int
+    dtype: torch.dtype
 
 
 def inverse_factor(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor]:
@@ -83,6 +104,7 @@ def sparsegpt_prune(
     sparsity: float,
     frozen: Tensor | None = None,
     transposable: bool = False,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """The pruned weight, its kept entries rewritten.
 
@@ -97,6 +119,7 @@ def sparsegpt_prune(
         sparsity: For unstructured, the share that goes.
         frozen: Bool [N, K], zeros that must stay zeros; they are among the first to go.
         transposable: For 2:4, whether each 4 x 4 block is to be 2:4 both ways.
+        rounding: What kept weights are rounded to, for N:M; None leaves them as they are.
 
     Returns:
         [N, K] float32.
@@ -108,6 +131,12 @@ def sparsegpt_prune(
     w[dead] = 0
     gone = torch.zeros(K, N, dtype=torch.bool, device=w.device) if frozen is None else frozen.t()
     gone = gone.contiguous()
+
+    def choose(scores: Tensor) -> Tensor:
+        """Which of [columns, N] stay, for N:M."""
+        scores = scores.t().contiguous()
+        return (transposable_mask(scores) if transposable else nm_mask(scores, *nm)).t()
+
     for start in range(0, K, block):
         end = min(start + block, K)
         piece, out = w[start:end], gone[start:end]
@@ -120,11 +149,19 @@ def sparsegpt_prune(
             if nm is not None and j % nm[1] == 0:
                 group = slice(j, j + nm[1])
                 scores = _costs(piece[group], u.diagonal()[group], out[group])
-                scores = scores.t().contiguous()
-                mask = transposable_mask(scores) if transposable else nm_mask(scores, *nm)
-                out[group] |= ~mask.t()
-            errors[j] = piece[j].masked_fill(~out[j], 0.0) / u[j, j]
+                out[group] |= ~choose(scores)
+            target = piece[j].masked_fill(out[j], 0.0)
+            if rounding is not None:
+                size = K if rounding.group_size == PER_ROW else rounding.group_size
+                if (start + j) % size == 0:
+                    columns = slice(start + j, start + j + size)
+                    scores = _costs(w[columns], factor.diagonal()[columns], gone[columns])
+                    kept = w[columns].masked_fill(~choose(scores), 0.0)
+                    scales = find_scales(kept.t(), rounding.bits, rounding.dtype).float()
+                target = round_to(target[:, None], scales, rounding.bits)[:, 0] * scales
+            errors[j] = (piece[j] - target) / u[j, j]
             piece[j:].addr_(u[j, j:], errors[j], alpha=-1)
+            piece[j] = target
         w[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)
     # The subtraction leaves rounding errors and -0.0 where a zero is meant.
     return w.masked_fill_(gone, 0.0).t().contiguous()

@@ -42,7 +42,19 @@ NUMBERS = (
     {},
     [[]],
 )
-STRINGS = ("csr", "2:4", "bitmask", "../x", "/etc/passwd", "os.system", "", "model", "U8", "F32")
+STRINGS = (
+    "csr",
+    "2:4",
+    "2:4-int4",
+    "bitmask",
+    "../x",
+    "/etc/passwd",
+    "os.system",
+    "",
+    "model",
+    "U8",
+    "F32",
+)
 
 
 def make(root: Path) -> list[Path]:

@@ -261,6 +261,34 @@ inline __m512i cvtepu16_epi32(__m256i v) {
     std::memcpy(x, &v, 32);
     return words([&](int i) { return uint32_t{x[i]}; });
 }
+inline __m512i cvtepi8_epi32(__m128i v) {
+    int8_t x[16];
+    std::memcpy(x, &v, 16);
+    return words([&](int i) { return static_cast<uint32_t>(int32_t{x[i]}); });
+}
+inline __m512 cvtepi32_ps(__m512i v) {
+    const auto x = bits<W>(v);
+    return floats([&](int i) { return static_cast<float>(static_cast<int32_t>(x[i])); });
+}
+inline __m256i cvtneps_pbh(__m512 v) {  // round to nearest even; denormals count as zero
+    const auto x = bits<W>(v);
+    uint16_t out[16];
+    for (int i = 0; i < 16; ++i) {
+        const uint32_t magnitude = x[i] & 0x7fffffff;
+        uint32_t rounded = x[i] + 0x7fff + (x[i] >> 16 & 1);
+        if (magnitude > 0x7f800000) rounded = x[i] | 0x400000;
+        if (magnitude < 0x00800000) rounded = x[i] & 0x80000000;
+        out[i] = static_cast<uint16_t>(rounded >> 16);
+    }
+    __m256i result;
+    std::memcpy(&result, out, 32);
+    return result;
+}
+inline __m512 permutexvar_ps(__m512i index, __m512 v) {
+    const auto x = bits<F>(v);
+    const auto which = bits<W>(index);
+    return floats([&](int i) { return x[which[i] & 15]; });
+}
 inline __m256i cvtepi32_epi16(__m512i v) {
     const auto x = bits<W>(v);
     uint16_t out[16];
@@ -339,6 +367,10 @@ inline __m256i cvtps_ph(__m512 v, int) {  // round to nearest even
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask portable::cmp_ps_mask
 #define _mm512_dpbf16_ps portable::dpbf16_ps
+#define _mm512_cvtepi8_epi32 portable::cvtepi8_epi32
+#define _mm512_cvtepi32_ps portable::cvtepi32_ps
+#define _mm512_cvtneps_pbh portable::cvtneps_pbh
+#define _mm512_permutexvar_ps portable::permutexvar_ps
 #define _mm512_cvtepu16_epi32 portable::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 portable::cvtepi32_epi16
 #define _mm512_cvtph_ps portable::cvtph_ps
