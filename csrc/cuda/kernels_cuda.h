@@ -25,12 +25,16 @@ struct CudaProblem {
 struct PanelWeight {
     const void* values;
     const int32_t* meta;
+    const void* scales = nullptr;  // of values of 8 and 4 bits, one for group_size inputs of a row
+    int64_t group_size = 0;
 };
 
 // Bytes of workspace for either variant, which launches leave as they want to find it: one a
 // stream.
 int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
 cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
+cudaError_t sparse24_int8_linear_sm80(const CudaProblem&, const PanelWeight&);
+cudaError_t sparse24_int4_linear_sm80(const CudaProblem&, const PanelWeight&);
 
 // The same for sm_90a; prepare once a device, before its first launch.
 cudaError_t sparse24_prepare_sm90a();

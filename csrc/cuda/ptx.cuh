@@ -198,6 +198,25 @@ __device__ __forceinline__ uint32_t look_up(uint32_t selector) {
     return v;
 }
 
+// lop3: (v & kMask) ^ kBits, of masked bits that kBits has not the same as (v & kMask) | kBits.
+template <uint32_t kMask, uint32_t kBits>
+__device__ __forceinline__ uint32_t mask_flip(uint32_t v) {
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(v), "n"(kMask), "n"(kBits));
+    return out;
+}
+
+// fma.rn: a b + c of two pairs of 16-bit elements, rounded once.
+#define FMA_PAIRS(Element, type)                                                                   \
+    __device__ __forceinline__ uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c, Element) {   \
+        uint32_t d;                                                                                \
+        asm("fma.rn." type "x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));               \
+        return d;                                                                                  \
+    }
+FMA_PAIRS(__half, "f16")
+FMA_PAIRS(__nv_bfloat16, "bf16")
+#undef FMA_PAIRS
+
 // ldmatrix: four 8 x 8 matrices of 16-bit elements, their rows at the lanes' addresses + kOffset.
 template <int kOffset>
 __device__ __forceinline__ uint4 load_matrices(uint32_t row) {

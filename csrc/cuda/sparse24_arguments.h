@@ -7,6 +7,8 @@ namespace prunekern {
 struct Sparse24Arguments {
     const char* values;
     const char* meta;
+    const char* scales;  // or null, and how they are counted: sparse24_fragments.h
+    int scale_count, scale_shift;
     const void* x;
     void* y;
     const void* bias;  // or null
@@ -21,6 +23,9 @@ inline Sparse24Arguments arguments_of(const CudaProblem& problem, const PanelWei
     using namespace sparse24_fragments;
     return {static_cast<const char*>(weight.values),
             reinterpret_cast<const char*>(weight.meta),
+            static_cast<const char*>(weight.scales),
+            weight.scales ? static_cast<int>(scale_count(problem.K, weight.group_size)) : 0,
+            weight.scales ? scale_shift(problem.K, weight.group_size) : 0,
             problem.x,
             problem.y,
             problem.bias,

@@ -15,6 +15,20 @@
 // A panel is 4096 + 512 bytes, 1.125 bytes a weight, contiguous: a warp reads it with nine 16-byte
 // loads a lane at constant offsets from two addresses. Rows and groups beyond N and K hold zeros
 // with positions 0 and 1. The four row tiles are the four warps' A fragments of wgmma.sp.m64nNk32.
+//
+// Values of 8 and 4 bits are whole numbers q, stored as q + 128 and q + 8, and W = q * scale. They
+// lie step by step, so that a 16-byte load has a lane's values of two or all four row tiles:
+//
+//   values [R][C][2 steps][2 loads][32 lanes][2 row tiles][2 words]   8 bits
+//          word h: columns 8 h + 2 t + {0, 1} of the step; bytes: the first of them of rows g and
+//          g + 8, then the second of both
+//   values [R][C][2 steps][32 lanes][4 row tiles]                     4 bits, one word
+//          nibbles 0-3: column 2 t of rows g and g + 8, column 2 t + 8 of both; 4-7: the next columns
+//   scales [R][S][8 g][4 row tiles][2]   16-bit elements, S scales along a row: a lane loads those
+//          of its eight rows at once. One serves 2^shift steps: the largest such count that divides
+//          the group (groups of 96 inputs have the same scale thrice), or the whole row
+//
+// That is 0.625 and 0.375 bytes a weight, and 2 / 32 for scales of 32 inputs, 2 / 64 for 64, ...
 #pragma once
 #include <cstdint>
 
@@ -22,10 +36,26 @@ namespace prunekern::sparse24_fragments {
 
 constexpr int kRows = 64, kColumns = 64;  // of a panel
 constexpr int kRowTiles = 4, kSteps = 2, kLanes = 32;
-constexpr int kValuesBytes = 4096, kMetaBytes = 512;
+constexpr int kMetaBytes = 512;
+constexpr int kLoadBytes = kLanes * 16, kScalesBytes = kRows * 2;
+
+constexpr int values_bytes(int bits) { return kRows * kColumns / 2 * bits / 8; }  // of a panel
+constexpr int kValuesBytes = values_bytes(16);
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t row_groups(int64_t N) { return ceil_div(N, kRows); }
 constexpr int64_t column_tiles(int64_t K) { return ceil_div(K, kColumns); }
+
+// Of a weight whose scales serve group_size inputs, a multiple of 32 or at least K.
+constexpr int scale_shift(int64_t K, int64_t group_size) {
+    constexpr int kWholeRow = 31;
+    if (group_size >= K) return kWholeRow;
+    int shift = 0;
+    for (int64_t steps = group_size / 32; steps % 2 == 0; steps /= 2) ++shift;
+    return shift;
+}
+constexpr int64_t scale_count(int64_t K, int64_t group_size) {
+    return ceil_div(column_tiles(K) * kSteps, int64_t{1} << scale_shift(K, group_size));
+}
 
 }  // namespace prunekern::sparse24_fragments
