@@ -5,6 +5,7 @@
 
 #include "cuda/sparse24_convert.h"
 #include "cuda/sparse24_fragments.h"
+#include "cuda/sparse24_sm80.h"
 #include "cuda/workspace.h"
 #include "ops_cuda.h"
 

@@ -15,7 +15,7 @@ from gpu_emulation import Counters
 from gpu_emulation.host import HostCode
 from torch import Tensor
 
-from prunekern.formats import compress
+from prunekern.formats import FORMATS, PER_ROW, compress, decompress
 from prunekern.layouts import pack_reference
 from prunekern.testing import random_weight, whole_numbers
 
@@ -30,36 +30,40 @@ class Variant:
     """A variant of the product.
 
     Attributes:
-        arch: That its PTX is compiled for.
+        kernel: The format.
+        layout: The variant's own name, in those of its launcher and its kernels.
+        runs_on: What its PTX is assembled for, first what it is compiled for.
         sources: Its files in csrc/cuda.
-        runs_on: What that PTX is assembled for.
-        options: Further ones of nvcc.
         least_tokens: Below them it runs another variant's kernels.
     """
 
-    arch: str
-    sources: tuple[str, ...]
+    kernel: str
+    layout: str
     runs_on: tuple[str, ...]
-    options: tuple[str, ...] = ()
+    sources: tuple[str, ...]
     least_tokens: int = 1
 
     @property
-    def own_stems(self) -> list[str]:
-        """Of its own files, and so of its kernels."""
-        return [file.removesuffix(".cu") for file in self.sources if self.arch[3:] in file]
+    def stem(self) -> str:
+        """Of the format."""
+        return FORMATS[self.kernel].stem
+
+    @property
+    def arch(self) -> str:
+        """That its PTX is compiled for."""
+        return self.runs_on[0]
 
 
-_SM80 = ("sparse24_decode_sm80.cu", "sparse24_prefill_sm80.cu", "sparse24_sm80.cu")
+_SM80 = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 VARIANTS = {
-    "sm80": Variant("sm_80", _SM80, ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")),
+    "sm80": Variant("2:4", "sm80", _SM80, ("sparse24_sm80.cu",)),
     "sm90a": Variant(
-        "sm_90a",
-        (*_SM80, "sparse24_prefill_sm90a.cu"),
-        ("sm_90a",),
-        ("-DPRUNEKERN_TEST_SM90A",),
-        least_tokens=65,
+        "2:4", "sm90a", ("sm_90a",), ("sparse24_sm80.cu", "sparse24_prefill_sm90a.cu"), 65
     ),
+    "int8-sm80": Variant("2:4-int8", "sm80", _SM80, ("sparse24_int8_sm80.cu",)),
+    "int4-sm80": Variant("2:4-int4", "sm80", _SM80, ("sparse24_int4_sm80.cu",)),
 }
+GROUP_SIZES = (32, 64, 128, PER_ROW)  # inputs that share a scale
 
 
 @dataclass(frozen=True)
@@ -87,33 +91,38 @@ class Case:
 
     x: Tensor
     weight: Tensor
-    values: Tensor
-    meta: Tensor
+    packed: dict[str, Tensor]
     bias: Tensor | None
 
     @property
     def packed_bytes(self) -> int:
         """Of the packed weight."""
-        return self.values.nbytes + self.meta.nbytes
+        return sum(t.nbytes for t in self.packed.values())
 
 
 @functools.lru_cache(maxsize=64)
-def _weight(N: int, K: int, dtype: torch.dtype, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(dense, values, meta): packing takes longer than most products."""
+def _weight(
+    kernel: str, N: int, K: int, dtype: torch.dtype, exact: bool, group_size: int | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(dense, packed): packing takes longer than most products."""
     weight = random_weight("2:4", N, K, dtype, seed=N + K)
     if exact:
         weight = whole_numbers(weight)
-    return weight, *pack_reference(compress(weight, "2:4"), "sm80").tensors
+    c = compress(weight, kernel, **({} if kernel == "2:4" else {"group_size": group_size}))
+    tensors = pack_reference(c, "sm80").tensors
+    return decompress(c), dict(zip(("values", "meta", "scales"), tensors, strict=False))
 
 
-def make_case(M: int, N: int, K: int, dtype, *, bias=True, exact=False) -> Case:
+def make_case(
+    M: int, N: int, K: int, dtype, kernel="2:4", *, bias=True, exact=False, group_size=None
+) -> Case:
     """Random inputs; `exact`: small whole numbers, whose sums do not depend on their order."""
     generator = torch.Generator().manual_seed(1000 + M)
     x = torch.randn(M, K, generator=generator).to(dtype)
     b = torch.randn(N, generator=generator).to(dtype) if bias else None
     if exact:
         x, b = whole_numbers(x), whole_numbers(b) if bias else None
-    return Case(x, *_weight(N, K, dtype, exact), b)
+    return Case(x, *_weight(kernel, N, K, dtype, exact, group_size), b)
 
 
 class LinearHost(HostCode):
@@ -151,9 +160,10 @@ class Linear(LinearHost):
         self.variant = VARIANTS[name]
         sources = [SOURCES / file for file in self.variant.sources]
         shim = TESTS / "cuda" / "sparse24_linear.cpp"
-        super().__init__(sources, self.variant.arch, self.variant.options, [shim])
-        self._linear = f"linear_{name}"
-        self._wgmma = name == "sm90a"  # whose tiles always have 128 tokens
+        v = self.variant
+        launcher = f"-DPRUNEKERN_TEST_LAUNCHER={v.stem}_linear_{v.layout}"
+        super().__init__(sources, v.arch, [launcher], [shim])
+        self._wgmma = v.layout == "sm90a"  # whose tiles always have 128 tokens
         library = self.library
         library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
         library.plan.argtypes = [*_SIZES, ctypes.c_int, ctypes.c_void_p]
@@ -162,6 +172,10 @@ class Linear(LinearHost):
     def kernels(self) -> list[str]:
         """Of all files."""
         return [name for module in self.modules for name in module.kernels]
+
+    def case(self, M: int, N: int, K: int, dtype, **options) -> Case:
+        """A product of its format, see `make_case`."""
+        return make_case(M, N, K, dtype, self.variant.kernel, **options)
 
     def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
         """What runs for these sizes on so many multiprocessors."""
@@ -188,9 +202,10 @@ class Linear(LinearHost):
         (M, K), N = case.x.shape, len(case.weight)
         if workspace is None:
             workspace = self.workspace(M, N, K, sms)
-        sizes = [M, N, K, sms, int(case.x.dtype == torch.float16)]
-        weight = {"values": case.values, "meta": case.meta}
-        return self.multiply(self._linear, sizes, case, weight, workspace, **options)
+        weight = {name: case.packed.get(name) for name in ("values", "meta", "scales")}
+        scale_count = 0 if weight["scales"] is None else weight["scales"].shape[1]
+        sizes = [M, N, K, sms, scale_count, int(case.x.dtype == torch.float16)]
+        return self.multiply("linear", sizes, case, weight, workspace, **options)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from conftest import bits
-from cuda_linear import VARIANTS, linear, make_case
+from cuda_linear import GROUP_SIZES, VARIANTS, linear
 
 from prunekern.testing import assert_close_to_float64
 
@@ -55,10 +55,12 @@ def with_variants(names, cases, slow=lambda case: False):
 
 def check(kernel, sizes, sms, dtype, workspace=None, **options):
     """Both kinds of numbers: random ones within the tolerance, whole ones to the bit."""
-    case = make_case(*sizes, dtype, bias=sum(sizes) % 2 == 0)
+    group_size = GROUP_SIZES[(sizes[1] + sizes[2] // 8) % 4]
+    case = kernel.case(*sizes, dtype, bias=sum(sizes) % 2 == 0, group_size=group_size)
     y, _ = kernel.product(case, sms, workspace, **options)
     assert_close_to_float64(y, case.x, case.weight, case.bias, (*sizes, sms))
-    case = make_case(*sizes, dtype, bias=sum(sizes) % 2 == 1, exact=True)
+    whole = {"exact": True, "group_size": group_size}
+    case = kernel.case(*sizes, dtype, bias=sum(sizes) % 2 == 1, **whole)
     y, _ = kernel.product(case, sms, workspace, **options)
     bias = None if case.bias is None else case.bias.double()
     exact = torch.nn.functional.linear(case.x.double(), case.weight.double(), bias)
@@ -85,7 +87,7 @@ def test_every_kind_of_split(kernel, M, N, K, sms, kind):
 
 @with_variants("M, N, K, sms", SPLITS["whole splits"] + SPLITS["stripes"])
 def test_result_does_not_depend_on_the_order_of_blocks(kernel, M, N, K, sms):
-    case = make_case(M, N, K, torch.float16)
+    case = kernel.case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms)
     for seed in (1, 2, 3):
         y, _ = kernel.product(case, sms, seed=seed)
@@ -103,14 +105,14 @@ def test_one_workspace_serves_launches_of_any_size(kernel):
 
 @with_variants("M, N, K, sms", SPLITS["one block a tile"])
 def test_unshared_tiles_leave_the_workspace_alone(kernel, M, N, K, sms):
-    _, counters = kernel.product(make_case(M, N, K, torch.float16), sms)
+    _, counters = kernel.product(kernel.case(M, N, K, torch.float16), sms)
     assert not counters.atomics
     assert not counters.reads["workspace"].asked and not counters.writes["workspace"].asked
 
 
 @with_variants("M, N, K", [(M, 130, 136) for M in (8, 16, 31, 63, 129)])
 def test_a_token_that_is_not_finite_stays_alone(kernel, M, N, K):
-    case = make_case(M, N, K, torch.float16)
+    case = kernel.case(M, N, K, torch.float16)
     expected, _ = kernel.product(case, sms=1)
     case.x[M // 2] = torch.inf
     y, _ = kernel.product(case, sms=1)
@@ -123,7 +125,7 @@ def test_a_token_that_is_not_finite_stays_alone(kernel, M, N, K):
 def test_a_variant_has_its_own_kernel_from_its_least_tokens_on(kernel):
     least = kernel.variant.least_tokens
     for M in sorted({1, max(1, least - 1), least, 300}):
-        kernel.product(make_case(M, 65, 72, torch.float16), sms=1)
+        kernel.product(kernel.case(M, 65, 72, torch.float16), sms=1)
         (launched,) = kernel.launched
-        own = any(stem in launched[0] for stem in kernel.variant.own_stems)
+        own = f"_{kernel.variant.layout}_kernel" in launched[0]
         assert own == (M >= least)

@@ -25,13 +25,11 @@ struct CudaProblem {
 struct PanelWeight {
     const void* values;
     const int32_t* meta;
-    const void* scales = nullptr;  // of values of 8 and 4 bits, one for group_size inputs of a row
-    int64_t group_size = 0;
+    const void* scales = nullptr;  // of values of 8 and 4 bits, so many along a row
+    int64_t scale_count = 0;
 };
 
-// Bytes of workspace for either variant, which launches leave as they want to find it: one a
-// stream.
-int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+// Launches leave the workspace as they want to find it: one a stream; its size: sparse24_sm80.h.
 cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_int8_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_int4_linear_sm80(const CudaProblem&, const PanelWeight&);

@@ -24,11 +24,11 @@
 //          g + 8, then the second of both
 //   values [R][C][2 steps][32 lanes][4 row tiles]                     4 bits, one word
 //          nibbles 0-3: column 2 t of rows g and g + 8, column 2 t + 8 of both; 4-7: the next columns
-//   scales [R][S][8 g][4 row tiles][2]   16-bit elements, S scales along a row: a lane loads those
-//          of its eight rows at once. One serves 2^shift steps: the largest such count that divides
-//          the group (groups of 96 inputs have the same scale thrice), or the whole row
+//   scales [R][S][8 g][4 row tiles][2]   16-bit elements: a lane loads those of its eight rows, g
+//          and g + 8 of each tile, at once. S = 1 is one for all of a row, else one serves 2^shift
+//          steps and S = ceil(2 C / 2^shift)
 //
-// That is 0.625 and 0.375 bytes a weight, and 2 / 32 for scales of 32 inputs, 2 / 64 for 64, ...
+// That is 0.625 and 0.375 bytes a weight, and 2 / 32 for scales of 32 inputs, 2 / 64 of 64, ...
 #pragma once
 #include <cstdint>
 
@@ -46,16 +46,13 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t row_groups(int64_t N) { return ceil_div(N, kRows); }
 constexpr int64_t column_tiles(int64_t K) { return ceil_div(K, kColumns); }
 
-// Of a weight whose scales serve group_size inputs, a multiple of 32 or at least K.
-constexpr int scale_shift(int64_t K, int64_t group_size) {
-    constexpr int kWholeRow = 31;
-    if (group_size >= K) return kWholeRow;
+// The shift of `count` scales a row.
+constexpr int kWholeRow = 31;
+constexpr int scale_shift(int64_t column_tiles, int64_t count) {
     int shift = 0;
-    for (int64_t steps = group_size / 32; steps % 2 == 0; steps /= 2) ++shift;
-    return shift;
-}
-constexpr int64_t scale_count(int64_t K, int64_t group_size) {
-    return ceil_div(column_tiles(K) * kSteps, int64_t{1} << scale_shift(K, group_size));
+    while (shift < kWholeRow && ceil_div(column_tiles * kSteps, int64_t{1} << shift) > count)
+        ++shift;
+    return count == 1 ? kWholeRow : shift;
 }
 
 }  // namespace prunekern::sparse24_fragments

@@ -9,9 +9,6 @@
 // Decode reads x once for 64 rows: 2 M / 64 bytes a weight beside 1.125, so that above 16 tokens it
 // would read more of x (from L2) than half of W; prefill reads x once for 256 rows.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cstdint>
 
@@ -65,21 +62,13 @@ inline Sparse24Plan sparse24_plan(int64_t M, int64_t N, int64_t K, int64_t sms,
     return wgmma || 4 * wide.stripes.blocks >= 3 * sms ? wide : prefill_plan(M, N, K, sms, 8, 1);
 }
 
-// kBits: of a value.
-template <class Element, int kBits>
-cudaError_t sparse24_decode_sm80(const CudaProblem&, const PanelWeight&, const Sparse24Plan&);
-template <class Element, int kBits>
-cudaError_t sparse24_prefill_sm80(const CudaProblem&, const PanelWeight&, const Sparse24Plan&);
-
-template <int kBits>
-cudaError_t sparse24_linear_sm80_of(const CudaProblem& problem, const PanelWeight& weight) {
-    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms);
-    const auto run = [&](auto element) {
-        using Element = decltype(element);
-        return plan.decode ? sparse24_decode_sm80<Element, kBits>(problem, weight, plan)
-                           : sparse24_prefill_sm80<Element, kBits>(problem, weight, plan);
+// Bytes of workspace for either variant.
+inline int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    const auto bytes_of = [](const Sparse24Plan& plan) {
+        return workspace_bytes(plan.stripes, plan.slot_bytes);
     };
-    return problem.dtype == DType::kFloat16 ? run(__half{}) : run(__nv_bfloat16{});
+    return std::max(bytes_of(sparse24_plan(M, N, K, sms)),
+                    bytes_of(sparse24_plan(M, N, K, sms, true)));
 }
 
 }  // namespace prunekern

@@ -70,14 +70,13 @@ struct StepValues {
     __device__ __forceinline__ uint4 fragment() const {
         const uint32_t* codes = words + kTile * kWords;
         if constexpr (kBits == 16) return make_uint4(codes[0], codes[1], codes[2], codes[3]);
-        constexpr uint32_t kMinusZero = 0x80008000;  // adding it changes nothing
         const uint32_t upper = ptx::permute<0x1010>(scales[kTile], 0);
         const uint32_t lower = ptx::permute<0x3232>(scales[kTile], 0);
         uint32_t out[4];
         ptx::unrolled<4>([&](auto i) {
             out[i.value] =
                 ptx::fma_pairs(whole_numbers<kBits, i.value>(codes, Element{}),
-                               i.value % 2 == 0 ? upper : lower, kMinusZero, Element{});
+                               i.value % 2 == 0 ? upper : lower, 0, Element{});
         });
         return make_uint4(out[0], out[1], out[2], out[3]);
     }

@@ -137,7 +137,8 @@ _VALUES_TO_LANES = (0, 4, 1, 5, 3, 7, 6, 2, 8)  # R, C, row tile, step, g, t, co
 _META_TO_LANES = (0, 4, 3, 5, 6, 1, 2, 7)  # R, C, g, step, column half h, row tile, row half
 
 
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes another."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
@@ -145,15 +146,30 @@ def _pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
     N, K = c.shape
     G = -(-K // 4)
     R, C = -(-N // 64), -(-K // 64)
-    rows, groups = 64 * R - N, 16 * C - G
-
-    values = pad(c.values, (0, 2 * groups, 0, rows)).view(R, 4, 2, 8, C, 2, 2, 4, 2)
+    values = pad(c.values, (0, 32 * C - 2 * G, 0, 64 * R - N)).view(R, 4, 2, 8, C, 2, 2, 4, 2)
     values = values.permute(_VALUES_TO_LANES).reshape(R, C, 4, 2, 32, 8)
+    return values.contiguous(), pack_panel_meta(c.meta, c.shape)
 
-    nibbles = pad(nibbles_of(c.meta, G), (0, groups, 0, rows), value=_EMPTY_NIBBLE).long()
+
+def pack_panel_meta(meta: Tensor, shape: tuple[int, int]) -> Tensor:
+    """int32 [R, C, 32, 4] of canonical metadata, in panels."""
+    N, K = shape
+    G = -(-K // 4)
+    R, C = -(-N // 64), -(-K // 64)
+    nibbles = nibbles_of(meta, G)
+    nibbles = pad(nibbles, (0, 16 * C - G, 0, 64 * R - N), value=_EMPTY_NIBBLE).long()
     nibbles = nibbles.view(R, 4, 2, 8, C, 2, 2, 4).permute(_META_TO_LANES)
-    words = (nibbles.reshape(R, C, 32, 4, 8) << _shifts(c.device)).sum(-1)
-    return values.contiguous(), words.to(torch.int32)  # wraps at 2^31: the bits count
+    words = (nibbles.reshape(R, C, 32, 4, 8) << _shifts(meta.device)).sum(-1)
+    return words.to(torch.int32)  # wraps at 2^31: the bits count
+
+
+def unpack_panel_meta(meta: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Canonical metadata of those in panels."""
+    N, K = shape
+    R, C = meta.shape[:2]
+    nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(inverse(_META_TO_LANES))
+    return _meta_of(nibbles.reshape(64 * R, 16 * C)[:N, : -(-K // 4)])
 
 
 def _unpack_panels(packed: Packed) -> Sparse24:
@@ -162,12 +178,10 @@ def _unpack_panels(packed: Packed) -> Sparse24:
     G = -(-K // 4)
     R, C = meta.shape[:2]
 
-    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(_inverse(_VALUES_TO_LANES))
-    nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
-    nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(_inverse(_META_TO_LANES))
+    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(inverse(_VALUES_TO_LANES))
     return Sparse24(
         values=values.reshape(64 * R, 32 * C)[:N, : 2 * G].contiguous(),
-        meta=_meta_of(nibbles.reshape(64 * R, 16 * C)[:N, :G]),
+        meta=unpack_panel_meta(meta, packed.shape),
         shape=packed.shape,
     )
 
