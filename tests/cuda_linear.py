@@ -15,7 +15,15 @@ from gpu_emulation import Counters
 from gpu_emulation.host import HostCode
 from torch import Tensor
 
-from prunekern.formats import FORMATS, PER_ROW, compress, decompress
+from prunekern.formats import (
+    FORMATS,
+    PER_ROW,
+    QuantizedSparse24,
+    Sparse24,
+    compress,
+    decompress,
+    from_whole,
+)
 from prunekern.layouts import pack_reference
 from prunekern.testing import random_weight, whole_numbers
 
@@ -102,19 +110,40 @@ class Case:
 
 @functools.lru_cache(maxsize=64)
 def _weight(
-    kernel: str, N: int, K: int, dtype: torch.dtype, exact: bool, group_size: int | None
+    kernel: str, N: int, K: int, dtype: torch.dtype, exact: bool, group_size: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(dense, packed): packing takes longer than most products."""
     weight = random_weight("2:4", N, K, dtype, seed=N + K)
     if exact:
         weight = whole_numbers(weight)
-    c = compress(weight, kernel, **({} if kernel == "2:4" else {"group_size": group_size}))
+    c = compress(weight, "2:4")
+    if kernel != "2:4":
+        c = quantized(c, FORMATS[kernel], exact, group_size)
     tensors = pack_reference(c, "sm80").tensors
     return decompress(c), dict(zip(("values", "meta", "scales"), tensors, strict=False))
 
 
+def quantized(c: Sparse24, cls: type[QuantizedSparse24], exact: bool, group_size: int):
+    """Whole numbers at the places of another weight; `exact`: its own, with whole scales.
+
+    Each group has another scale, of either sign, so that one taken for another shows.
+    """
+    N, K = c.shape
+    groups = 1 if group_size == PER_ROW else -(-K // group_size)
+    generator = torch.Generator().manual_seed(N + K)
+    signs = 1 - 2 * torch.randint(2, (N, groups), generator=generator)
+    if exact:
+        numbers, scales = c.values, torch.randint(1, 4, (N, groups), generator=generator)
+    else:
+        least, most = (-127, 127) if cls.bits == 8 else (-8, 7)
+        normal = torch.randn(c.values.shape, generator=generator) * most / 2
+        numbers = normal.round().clamp(least, most).masked_fill(c.values == 0, 0.0)
+        scales = (0.5 + torch.rand(N, groups, generator=generator)) / most / K**0.5
+    return from_whole(cls, numbers.char(), c.meta, (signs * scales).to(c.dtype), c.shape)
+
+
 def make_case(
-    M: int, N: int, K: int, dtype, kernel="2:4", *, bias=True, exact=False, group_size=None
+    M: int, N: int, K: int, dtype, kernel="2:4", *, bias=True, exact=False, group_size=PER_ROW
 ) -> Case:
     """Random inputs; `exact`: small whole numbers, whose sums do not depend on their order."""
     generator = torch.Generator().manual_seed(1000 + M)
