@@ -22,10 +22,11 @@ from prunekern.formats import (
     Sparse24,
     compress,
     decompress,
+    dequantize,
     from_whole,
 )
 from prunekern.layouts import pack_reference
-from prunekern.testing import random_weight, whole_numbers
+from prunekern.testing import assert_close_to_float64, random_weight, whole_numbers
 
 TESTS = Path(__file__).resolve().parent
 SOURCES = TESTS.parent / "csrc" / "cuda"
@@ -57,6 +58,11 @@ class Variant:
         return FORMATS[self.kernel].stem
 
     @property
+    def rounds_x(self) -> bool:
+        """To 8 bits, token by token."""
+        return self.layout == "sm80a8"
+
+    @property
     def arch(self) -> str:
         """That its PTX is compiled for."""
         return self.runs_on[0]
@@ -70,6 +76,7 @@ VARIANTS = {
     ),
     "int8-sm80": Variant("2:4-int8", "sm80", _SM80, ("sparse24_int8_sm80.cu",)),
     "int4-sm80": Variant("2:4-int4", "sm80", _SM80, ("sparse24_int4_sm80.cu",)),
+    "int8-sm80a8": Variant("2:4-int8", "sm80a8", _SM80, ("sparse24_int8_sm80a8.cu",)),
 }
 GROUP_SIZES = (32, 64, 128, PER_ROW)  # inputs that share a scale
 
@@ -95,10 +102,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """A product: x [M, K], a dense weight [N, K] with 2:4 zeros, the same packed, and a bias."""
+    """A product: x [M, K], a dense weight [N, K] with 2:4 zeros, the same packed, and a bias.
+
+    `dequantized` is the weight in float32, before it is rounded to the dtype.
+    """
 
     x: Tensor
     weight: Tensor
+    dequantized: Tensor
     packed: dict[str, Tensor]
     bias: Tensor | None
 
@@ -110,17 +121,18 @@ class Case:
 
 @functools.lru_cache(maxsize=64)
 def _weight(
-    kernel: str, N: int, K: int, dtype: torch.dtype, exact: bool, group_size: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(dense, packed): packing takes longer than most products."""
+    kernel: str, layout: str, N: int, K: int, dtype: torch.dtype, exact: bool, group_size: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(dense, the same in float32, packed): packing takes longer than most products."""
     weight = random_weight("2:4", N, K, dtype, seed=N + K)
     if exact:
         weight = whole_numbers(weight)
     c = compress(weight, "2:4")
     if kernel != "2:4":
         c = quantized(c, FORMATS[kernel], exact, group_size)
-    tensors = pack_reference(c, "sm80").tensors
-    return decompress(c), dict(zip(("values", "meta", "scales"), tensors, strict=False))
+    tensors = pack_reference(c, layout).tensors
+    packed = dict(zip(("values", "meta", "scales"), tensors, strict=False))
+    return decompress(c), decompress(c).float() if kernel == "2:4" else dequantize(c), packed
 
 
 def quantized(c: Sparse24, cls: type[QuantizedSparse24], exact: bool, group_size: int):
@@ -143,7 +155,16 @@ def quantized(c: Sparse24, cls: type[QuantizedSparse24], exact: bool, group_size
 
 
 def make_case(
-    M: int, N: int, K: int, dtype, kernel="2:4", *, bias=True, exact=False, group_size=PER_ROW
+    M: int,
+    N: int,
+    K: int,
+    dtype,
+    kernel="2:4",
+    layout="sm80",
+    *,
+    bias=True,
+    exact=False,
+    group_size=PER_ROW,
 ) -> Case:
     """Random inputs; `exact`: small whole numbers, whose sums do not depend on their order."""
     generator = torch.Generator().manual_seed(1000 + M)
@@ -151,7 +172,14 @@ def make_case(
     b = torch.randn(N, generator=generator).to(dtype) if bias else None
     if exact:
         x, b = whole_numbers(x), whole_numbers(b) if bias else None
-    return Case(x, *_weight(kernel, N, K, dtype, exact, group_size), b)
+    return Case(x, *_weight(kernel, layout, N, K, dtype, exact, group_size), b)
+
+
+def rounded_to_bytes(x: Tensor) -> Tensor:
+    """float64: x as whole multiples of 1/127 of each row's largest magnitude."""
+    largest = x.float().abs().amax(-1, keepdim=True).clamp_min(2**-100)
+    most = torch.full_like(largest, 127)  # `127 / largest` would be rounded twice
+    return (x.float() * (most / largest)).round().double() * (largest / most).double()
 
 
 class LinearHost(HostCode):
@@ -195,6 +223,7 @@ class Linear(LinearHost):
         self._wgmma = v.layout == "sm90a"  # whose tiles always have 128 tokens
         library = self.library
         library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
+        library.rounded_bytes.argtypes, library.rounded_bytes.restype = _SIZES[:2], ctypes.c_int64
         library.plan.argtypes = [*_SIZES, ctypes.c_int, ctypes.c_void_p]
 
     @property
@@ -204,7 +233,29 @@ class Linear(LinearHost):
 
     def case(self, M: int, N: int, K: int, dtype, **options) -> Case:
         """A product of its format, see `make_case`."""
-        return make_case(M, N, K, dtype, self.variant.kernel, **options)
+        v = self.variant
+        if v.rounds_x:
+            options["group_size"] = PER_ROW
+        layout = v.layout if v.rounds_x else "sm80"  # which sm90a has as well
+        return make_case(M, N, K, dtype, v.kernel, layout, **options)
+
+    def assert_right(self, y: Tensor, case: Case, what: object = "") -> None:
+        """Raises AssertionError unless y is near enough to the exact product.
+
+        Where x is rounded first it is that of the rounded x and the weight's own whole numbers,
+        whose sums are exact: what is left is half a unit of y and a few of float32.
+        """
+        if not self.variant.rounds_x:
+            return assert_close_to_float64(y, case.x, case.weight, case.bias, what)
+        x, weight = rounded_to_bytes(case.x), case.dequantized.double()
+        bias = torch.zeros(len(weight)) if case.bias is None else case.bias
+        exact = x @ weight.t() + bias.double()
+        terms = x.abs() @ weight.abs().t() + bias.double().abs()
+        allowed = torch.finfo(y.dtype).eps / 2 * exact.abs() + 4 * 2**-23 * terms
+        allowed += torch.finfo(y.dtype).smallest_normal
+        worst = ((y.double() - exact).abs() / allowed).max().item()
+        if not worst <= 1:
+            raise AssertionError(f"{what}: error must be at most what is allowed, got {worst:.3g}x")
 
     def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
         """What runs for these sizes on so many multiprocessors."""
@@ -231,8 +282,13 @@ class Linear(LinearHost):
         (M, K), N = case.x.shape, len(case.weight)
         if workspace is None:
             workspace = self.workspace(M, N, K, sms)
-        weight = {name: case.packed.get(name) for name in ("values", "meta", "scales")}
-        scale_count = 0 if weight["scales"] is None else weight["scales"].shape[1]
+        weight = {name: case.packed.get(name) for name in ("values", "meta", "scales", "rounded")}
+        scale_count = 0
+        if self.variant.rounds_x:
+            size = self.library.rounded_bytes(M, K)
+            weight["rounded"] = torch.full((size,), 0xFF, dtype=torch.uint8)
+        elif weight["scales"] is not None:
+            scale_count = weight["scales"].shape[1]
         sizes = [M, N, K, sms, scale_count, int(case.x.dtype == torch.float16)]
         return self.multiply("linear", sizes, case, weight, workspace, **options)
 

@@ -19,6 +19,8 @@ struct CudaProblem {
     void* workspace;  // of as many bytes as asked for below, all zero before its first use
     int64_t sms;      // multiprocessors of the device
     cudaStream_t stream;
+    void* rounded = nullptr;              // sm80a8: bytes for x rounded, as below
+    const float* token_scales = nullptr;  // of x where it was rounded
 };
 
 // As cuda/sparse24_fragments.h draws it.
@@ -33,6 +35,14 @@ struct PanelWeight {
 cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_int8_linear_sm80(const CudaProblem&, const PanelWeight&);
 cudaError_t sparse24_int4_linear_sm80(const CudaProblem&, const PanelWeight&);
+
+// The same with x rounded to 8 bits token by token, to lie in `rounded` in rows of whole 16 bytes,
+// their scales behind them. One scale a row of W.
+constexpr int64_t bytes_of_rounded_row(int64_t K) { return (K + 15) / 16 * 16; }
+constexpr int64_t bytes_of_rounded(int64_t M, int64_t K) {
+    return M * (bytes_of_rounded_row(K) + int64_t{sizeof(float)});
+}
+cudaError_t sparse24_int8_linear_sm80a8(const CudaProblem&, const PanelWeight&);
 
 // The same for sm_90a; prepare once a device, before its first launch.
 cudaError_t sparse24_prepare_sm90a();

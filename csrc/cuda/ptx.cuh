@@ -266,6 +266,18 @@ MMA_SPARSE(__half, "f16")
 MMA_SPARSE(__nv_bfloat16, "bf16")
 #undef MMA_SPARSE
 
+// The same of whole numbers of 8 bits, m16n8k64: d[16, 8] += a[16, 64] b[64, 8] (a stored 16 x 32),
+// 32-bit sums. All lanes give metadata.
+__device__ __forceinline__ void mma_sparse_bytes(int (&d)[4], const uint4& a, const uint4& b,
+                                                 uint32_t meta) {
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, "
+                 "%12, 0;"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
+                   "r"(meta));
+}
+
 // ---- sm_90a: barriers in shared memory, the tensor memory accelerator, warpgroup products
 
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {

@@ -39,29 +39,29 @@ constexpr int kWarps = kDecodeWarps, kThreads = kWarps * kLanes, kStages = 4;
 
 using Decode = Sparse24Arguments;
 
-template <class Element, int kBits>
+template <class Step>
 struct Panel {
-    StepValues<Element, kBits> values[kSteps];
-    uint4 meta;
+    Step steps[kSteps];
+    uint32_t meta[kRowTiles];
 };
 
-template <class Element, int kBits, int kTokenTiles>
+template <class Step, int kTokenTiles>
 struct Warp {
-    using Panel = decode_sm80::Panel<Element, kBits>;
+    using Panel = decode_sm80::Panel<Step>;
     // In registers: one multiplied, the others in flight, more where they are small.
-    static constexpr int kPanels = kBits == 16 ? 2 : kStages;
+    static constexpr int kPanels = Step::kPanelBytes == values_bytes(16) ? 2 : kStages;
     static constexpr int kTokens = kTokenTiles * kTileTokens, kStageBytes = kTokens * 128;
     static constexpr int kCopies = kTokens / 4;            // of a panel's x, a lane
     static constexpr int kStride = kWarps * kColumns * 2;  // bytes of x from panel to panel
 
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const uint64_t policy = ptx::evict_first_policy();
-    PanelReader<Element, kBits> weight;      // at the panel that the first stage holds next
+    PanelReader<Step> weight;                // at the panel that the first stage holds next
     const char* x[kCopies];                  // token by token
     int left;                                // bytes from there to the row's end
     int bytes[kCopies];                      // to copy: 16, or 0 where there is no such token
     uint32_t copy_to[2], read_from[kSteps];  // in the ring's first stage
-    float acc[kRowTiles][kTokenTiles][4];
+    typename Step::Sum acc[kRowTiles][kTokenTiles][4];
 
     __device__ Warp(const Decode& p, const uint4* smem_x) {
         const uint32_t ring = ptx::shared_address(smem_x) + warp * kStages * kStageBytes;
@@ -86,10 +86,10 @@ struct Warp {
             return ptx::load_streaming<offset.value>(from, policy);
         };
         ptx::unrolled<kSteps>([&](auto step) {
-            weight.template load_values<kAhead * kWarps, step.value>(panel.values[step.value],
-                                                                     streaming);
+            weight.template load_step<kAhead * kWarps, step.value>(panel.steps[step.value],
+                                                                   streaming);
         });
-        panel.meta = weight.template load_meta<kAhead * kWarps>(streaming);
+        weight.template load_meta<kAhead * kWarps>(panel.meta, streaming);
     }
 
     template <int kAhead>
@@ -104,17 +104,17 @@ struct Warp {
 
     template <int kStage, int kStep>
     __device__ void multiply_step(const Panel& panel) {
-        const uint32_t meta_of[] = {panel.meta.x, panel.meta.y, panel.meta.z, panel.meta.w};
+        const Step& step = panel.steps[kStep];
         uint4 fragments[kRowTiles];
-        ptx::unrolled<kRowTiles>([&](auto r) {
-            fragments[r.value] = panel.values[kStep].template fragment<r.value>();
-        });
+        ptx::unrolled<kRowTiles>(
+            [&](auto r) { fragments[r.value] = step.template fragment<r.value>(); });
         ptx::unrolled<kTokenTiles>([&](auto n) {
             const uint4 b =
                 ptx::load_matrices<n.value * 1024 + kStage * kStageBytes>(read_from[kStep]);
-#pragma unroll
-            for (int r = 0; r < kRowTiles; ++r)
-                ptx::mma_sparse<kStep>(acc[r][n.value], fragments[r], b, meta_of[r], Element{});
+            ptx::unrolled<kRowTiles>([&](auto r) {
+                Step::template multiply<kStep>(acc[r.value][n.value], fragments[r.value], b,
+                                               step.template meta<r.value>(panel.meta));
+            });
         });
     }
 
@@ -158,18 +158,20 @@ struct Warp {
         }
         ptx::wait_copies<0>();
         __syncwarp();  // the ring is free
+#pragma unroll
+        for (int i = 0; i < kRowTiles * kTokenTiles; ++i) Step::to_float((&acc[0][0])[i]);
     }
 };
 
-template <class Element, int kBits, int kTokenTiles>
+template <class Step, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
     sparse24_decode_sm80_kernel(const __grid_constant__ Decode p) {
-    using W = Warp<Element, kBits, kTokenTiles>;
+    using W = Warp<Step, kTokenTiles>;
     constexpr int kTiles = kRowTiles * kTokenTiles;
     __shared__ __align__(128) uint4 smem_x[kWarps * kStages * W::kStageBytes / 16];
     __shared__ float4 smem_sums[kWarps * kTiles * kLanes];
     W warp(p, smem_x);
-    const Output<Element> out{p.y, p.bias, p.M, p.N};
+    const Output<typename Step::Element> out{p.y, p.bias, p.M, p.N};
     p.stripes.for_segments(blockIdx.x, [&](int row_group, int column, int length) {
         warp.multiply(p, row_group, column + warp.warp,
                       (length - warp.warp + kWarps - 1) / kWarps);
@@ -180,20 +182,22 @@ __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
         for (int i = 0; i < kTiles / kWarps; ++i) {
             const int tile = i * kWarps + warp.warp;
             const int row = row_group * kRows + tile / kTokenTiles * 16;
-            out.write(reinterpret_cast<const float (&)[4]>(sums[i]), out.bias_of(row, warp.lane),
-                      row, tile % kTokenTiles * kTileTokens, warp.lane);
+            const int token = tile % kTokenTiles * kTileTokens;
+            auto& of_tile = reinterpret_cast<float (&)[4]>(sums[i]);
+            Step::scale(of_tile, p, row, token, warp.lane);
+            out.write(of_tile, out.bias_of(row, warp.lane), row, token, warp.lane);
         }
     });
 }
 
 }  // namespace decode_sm80
 
-template <class Element, int kBits>
+template <class Step>
 cudaError_t sparse24_decode_sm80(const CudaProblem& problem, const PanelWeight& weight,
                                  const Sparse24Plan& plan) {
     using namespace decode_sm80;
-    auto* kernel = plan.token_tiles == 1 ? sparse24_decode_sm80_kernel<Element, kBits, 1>
-                                         : sparse24_decode_sm80_kernel<Element, kBits, 2>;
+    auto* kernel = plan.token_tiles == 1 ? sparse24_decode_sm80_kernel<Step, 1>
+                                         : sparse24_decode_sm80_kernel<Step, 2>;
     return launch(kernel, {plan.stripes.blocks, kThreads}, problem.stream,
                   arguments_of(problem, weight, plan));
 }

@@ -4,7 +4,7 @@
 namespace prunekern {
 
 cudaError_t sparse24_int8_linear_sm80(const CudaProblem& problem, const PanelWeight& weight) {
-    return sparse24_product_sm80<8>(problem, weight);
+    return sparse24_half_product_sm80<8>(problem, weight);
 }
 
 }  // namespace prunekern

@@ -35,9 +35,8 @@ constexpr int kStages = 3, kRowWarps = kPrefillRowWarps;
 
 using Prefill = Sparse24Arguments;
 
-template <class Element, int kBits, int kTokenWarps, int kTokenTiles>
+template <class Step, int kTokenWarps, int kTokenTiles>
 struct Warp {
-    using Values = StepValues<Element, kBits>;
     static constexpr int kThreads = kRowWarps * kTokenWarps * kLanes;
     static constexpr int kTokens = kTokenWarps * kTokenTiles * kTileTokens;  // of the block
     static constexpr int kStageBytes = kTokens * 128;
@@ -53,11 +52,11 @@ struct Warp {
     const int row_warp = threadIdx.x / kLanes % kRowWarps;
     const int token_warp = threadIdx.x / kLanes / kRowWarps;
     uint32_t copy_to, read_from[kSteps];  // in the ring's first stage
-    PanelReader<Element, kBits> weight;   // at the next panel
+    PanelReader<Step> weight;             // at the next panel
     const char* x[kCopies];               // token by token, at this thread's piece of the next turn
     int bytes[kCopies];                   // to copy: 16, or 0 where there is no such token
     int left;                             // bytes to the end of x's row
-    float acc[kRowTiles * kTokenTiles][4];
+    typename Step::Sum acc[kRowTiles * kTokenTiles][4];
 
     __device__ explicit Warp(const uint4* smem_x) {
         const uint32_t ring = ptx::shared_address(smem_x);
@@ -91,14 +90,14 @@ struct Warp {
 
     // kAhead counts steps from the first of the panel that `weight` is at.
     template <int kAhead>
-    __device__ void load(Values& values, uint4 (&words)[kWords], int turn) const {
+    __device__ void load(Step& to, uint32_t (&meta)[kWords][kRowTiles], int turn) const {
         constexpr int kPanel = kAhead / kSteps, kStep = kAhead % kSteps;
         const auto shared_by_many = [](auto offset, const char* from) {
             return ptx::load_shared_by_many<offset.value>(from);
         };
-        weight.template load_values<kPanel, kStep>(values, shared_by_many);
+        weight.template load_step<kPanel, kStep>(to, shared_by_many);
         if (kStep == 0)
-            words[(turn + kPanel) % kWords] = weight.template load_meta<kPanel>(shared_by_many);
+            weight.template load_meta<kPanel>(meta[(turn + kPanel) % kWords], shared_by_many);
     }
 
     template <int kStage>
@@ -114,30 +113,29 @@ struct Warp {
     }
 
     template <int kStage, int kStep>
-    __device__ void multiply(const Values& values, const uint4& words) {
-        const uint32_t meta_of[kRowTiles] = {words.x, words.y, words.z, words.w};
+    __device__ void multiply(const Step& step, const uint32_t (&meta)[kRowTiles]) {
         uint4 fragments[kRowTiles];
-        ptx::unrolled<kRowTiles>([&](auto r) {
-            fragments[r.value] = values.template fragment<r.value>();
-        });
+        ptx::unrolled<kRowTiles>(
+            [&](auto r) { fragments[r.value] = step.template fragment<r.value>(); });
         ptx::unrolled<kTokenTiles>([&](auto n) {
             const uint4 b =
                 ptx::load_matrices<kStage * kStageBytes + n.value * 1024>(read_from[kStep]);
-#pragma unroll
-            for (int r = 0; r < kRowTiles; ++r)
-                ptx::mma_sparse<kStep>(acc[r * kTokenTiles + n.value], fragments[r], b, meta_of[r],
-                                       Element{});
+            ptx::unrolled<kRowTiles>([&](auto r) {
+                Step::template multiply<kStep>(acc[r.value * kTokenTiles + n.value],
+                                               fragments[r.value], b,
+                                               step.template meta<r.value>(meta));
+            });
         });
     }
 
     // The products of `count` column tiles from begin() on. Warps beyond the last row group copy
     // and wait with the others.
     __device__ void turns(int count, bool exists) {
-        Values values[kDepth + 1];
-        uint4 words[kWords];
+        Step steps[kDepth + 1];
+        uint32_t meta[kWords][kRowTiles];
         ptx::unrolled<kDepth>([&](auto ahead) {
             if (exists && ahead.value / kSteps < count)
-                load<ahead.value>(values[ahead.value], words, 0);
+                load<ahead.value>(steps[ahead.value], meta, 0);
         });
         ptx::unrolled<kStages - 1>([&](auto stage) {
             if (stage.value < count) copy_x<stage.value>();
@@ -156,34 +154,39 @@ struct Warp {
                     constexpr int kStep = kTurn * kSteps + step.value;
                     constexpr int kAhead = step.value + kDepth;
                     if (kTurn + kAhead / kSteps < count)
-                        load<kAhead>(values[(kStep + kDepth) % (kDepth + 1)], words, kTurn);
-                    multiply<kStage, step.value>(values[kStep % (kDepth + 1)],
-                                                 words[kTurn % kWords]);
+                        load<kAhead>(steps[(kStep + kDepth) % (kDepth + 1)], meta, kTurn);
+                    multiply<kStage, step.value>(steps[kStep % (kDepth + 1)],
+                                                 meta[kTurn % kWords]);
                 });
                 weight.template advance<1>();
             });
         ptx::wait_copies<0>();
         __syncthreads();  // the ring is free
+#pragma unroll
+        for (auto& sums : acc) Step::to_float(sums);
     }
 
-    __device__ void write(const Prefill& p, int row_group, int first_token) const {
-        const Output<Element> out{p.y, p.bias, p.M, p.N};
+    __device__ void write(const Prefill& p, int row_group, int first_token) {
+        const Output<typename Step::Element> out{p.y, p.bias, p.M, p.N};
         const int token = first_token + token_warp * kTokenTiles * kTileTokens;
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
             const int row = row_group * kRows + r * 16;
             const auto bias = out.bias_of(row, lane);
 #pragma unroll
-            for (int n = 0; n < kTokenTiles; ++n)
-                out.write(acc[r * kTokenTiles + n], bias, row, token + n * kTileTokens, lane);
+            for (int n = 0; n < kTokenTiles; ++n) {
+                auto& sums = reinterpret_cast<float (&)[4]>(acc[r * kTokenTiles + n]);
+                Step::scale(sums, p, row, token + n * kTileTokens, lane);
+                out.write(sums, bias, row, token + n * kTileTokens, lane);
+            }
         }
     }
 };
 
-template <class Element, int kBits, int kTokenWarps, int kTokenTiles>
+template <class Step, int kTokenWarps, int kTokenTiles>
 __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps == 1 ? 2 : 1)
     sparse24_prefill_sm80_kernel(const __grid_constant__ Prefill p) {
-    using W = Warp<Element, kBits, kTokenWarps, kTokenTiles>;
+    using W = Warp<Step, kTokenWarps, kTokenTiles>;
     __shared__ __align__(128) uint4 smem_x[kStages * W::kStageBytes / 16];
     W warp(smem_x);
     p.stripes.for_segments(blockIdx.x, [&](int tile, int column, int length) {
@@ -200,16 +203,16 @@ __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps 
 
 }  // namespace prefill_sm80
 
-template <class Element, int kBits>
+template <class Step>
 cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight& weight,
                                   const Sparse24Plan& plan) {
     using namespace prefill_sm80;
     const bool wide = plan.token_warps == 2;
     auto* kernel = plan.token_tiles == 4
-                       ? (wide ? sparse24_prefill_sm80_kernel<Element, kBits, 2, 4>
-                               : sparse24_prefill_sm80_kernel<Element, kBits, 1, 4>)
-                       : (wide ? sparse24_prefill_sm80_kernel<Element, kBits, 2, 8>
-                               : sparse24_prefill_sm80_kernel<Element, kBits, 1, 8>);
+                       ? (wide ? sparse24_prefill_sm80_kernel<Step, 2, 4>
+                               : sparse24_prefill_sm80_kernel<Step, 1, 4>)
+                       : (wide ? sparse24_prefill_sm80_kernel<Step, 2, 8>
+                               : sparse24_prefill_sm80_kernel<Step, 1, 8>);
     return launch(kernel, {plan.stripes.blocks, kRowWarps * plan.token_warps * kLanes},
                   problem.stream, arguments_of(problem, weight, plan));
 }

@@ -5,18 +5,19 @@
 
 namespace prunekern {
 
-template <class Element, int kBits>
+template <class Step>
 cudaError_t sparse24_product_sm80(const CudaProblem& problem, const PanelWeight& weight) {
     const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms);
-    return plan.decode ? sparse24_decode_sm80<Element, kBits>(problem, weight, plan)
-                       : sparse24_prefill_sm80<Element, kBits>(problem, weight, plan);
+    return plan.decode ? sparse24_decode_sm80<Step>(problem, weight, plan)
+                       : sparse24_prefill_sm80<Step>(problem, weight, plan);
 }
 
+// x of 16 bits, W's values of kBits.
 template <int kBits>
-cudaError_t sparse24_product_sm80(const CudaProblem& problem, const PanelWeight& weight) {
+cudaError_t sparse24_half_product_sm80(const CudaProblem& problem, const PanelWeight& weight) {
     return problem.dtype == DType::kFloat16
-               ? sparse24_product_sm80<__half, kBits>(problem, weight)
-               : sparse24_product_sm80<__nv_bfloat16, kBits>(problem, weight);
+               ? sparse24_product_sm80<HalfStep<__half, kBits>>(problem, weight)
+               : sparse24_product_sm80<HalfStep<__nv_bfloat16, kBits>>(problem, weight);
 }
 
 }  // namespace prunekern

@@ -19,7 +19,10 @@
 //   bf16    2 shifts, 8 lop3, 8 fma     3 shifts, 4 lop3, 8 fma
 //
 // Scales on the accumulators instead would take 4 fma a token tile where 4 here serve all of them.
+//
+// Where x has 8 bits too (sparse24_bytes.h) values are fragments of another instruction as they lie.
 #pragma once
+#include "elements.cuh"
 #include "ptx.cuh"
 #include "sparse24_arguments.h"
 
@@ -59,12 +62,21 @@ __device__ __forceinline__ uint32_t whole_numbers(const uint32_t* words, __nv_bf
     }
 }
 
-// Of a panel's step: what a lane has of the four row tiles.
-template <class Element, int kBits>
-struct StepValues {
+// What a lane has of a panel's step, the four row tiles of it, and what the kernels do with it.
+// Element: of y, and here of x.
+template <class Element_, int kBits>
+struct HalfStep {
+    using Element = Element_;
+    using Sum = float;
     static constexpr int kLoads = kBits / 4, kWords = kBits / 4;  // words of a row tile
+    static constexpr int kPanelBytes = sparse24_fragments::values_bytes(kBits);
+    static constexpr bool kHasScales = kBits < 16, kHasMeta = false;
     uint32_t words[sparse24_fragments::kRowTiles * kWords];
     uint32_t scales[sparse24_fragments::kRowTiles];  // of rows g and g + 8; none at 16 bits
+
+    static constexpr int load_index(int step, int i) {
+        return kBits == 16 ? i * sparse24_fragments::kSteps + step : step * kLoads + i;
+    }
 
     template <int kTile>
     __device__ __forceinline__ uint4 fragment() const {
@@ -74,30 +86,95 @@ struct StepValues {
         const uint32_t lower = ptx::permute<0x3232>(scales[kTile], 0);
         uint32_t out[4];
         ptx::unrolled<4>([&](auto i) {
-            out[i.value] =
-                ptx::fma_pairs(whole_numbers<kBits, i.value>(codes, Element{}),
-                               i.value % 2 == 0 ? upper : lower, 0, Element{});
+            out[i.value] = ptx::fma_pairs(whole_numbers<kBits, i.value>(codes, Element{}),
+                                          i.value % 2 == 0 ? upper : lower, 0, Element{});
         });
         return make_uint4(out[0], out[1], out[2], out[3]);
     }
+
+    // panel_meta: a word of each row tile, which serves both steps.
+    template <int kTile>
+    __device__ uint32_t meta(const uint32_t (&panel_meta)[4]) const {
+        return panel_meta[kTile];
+    }
+
+    template <int kStep>
+    __device__ static void multiply(float (&sums)[4], const uint4& a, const uint4& b,
+                                    uint32_t meta) {
+        ptx::mma_sparse<kStep>(sums, a, b, meta, Element{});
+    }
+
+    // Sums of y^T: of features row + g and row + g + 8, tokens token + 2 t and token + 2 t + 1.
+    __device__ static void to_float(float (&)[4]) {}
+    __device__ static void scale(float (&)[4], const Sparse24Arguments&, int, int, int) {}
 };
 
-// How a lane reads the panels of a row group one after the other. Loads: W's, at constant offsets.
-template <class Element, int kBits>
-struct PanelReader {
-    static constexpr int kValuesBytes = sparse24_fragments::values_bytes(kBits);
-    using Values = StepValues<Element, kBits>;
+// The same where x and W are whole numbers of 8 bits: a pair of them is a column. A scale of each
+// row of W and of each token come last.
+template <class Element_>
+struct ByteStep {
+    using Element = Element_;
+    using Sum = int;
+    static constexpr int kLoads = sparse24_fragments::kRowTiles;
+    static constexpr int kPanelBytes = sparse24_fragments::values_bytes(16);
+    static constexpr bool kHasScales = false, kHasMeta = true;
+    uint32_t words[sparse24_fragments::kRowTiles * 4], own_meta[4];
 
+    static constexpr int load_index(int step, int i) {
+        return i * sparse24_fragments::kSteps + step;
+    }
+
+    template <int kTile>
+    __device__ __forceinline__ uint4 fragment() const {
+        const uint32_t* w = words + kTile * 4;
+        return make_uint4(w[0], w[1], w[2], w[3]);
+    }
+
+    template <int kTile>
+    __device__ uint32_t meta(const uint32_t (&)[4]) const {
+        return own_meta[kTile];
+    }
+
+    template <int kStep>
+    __device__ static void multiply(int (&sums)[4], const uint4& a, const uint4& b, uint32_t meta) {
+        ptx::mma_sparse_bytes(sums, a, b, meta);
+    }
+
+    __device__ static void to_float(int (&sums)[4]) {
+        for (int& sum : sums) sum = __float_as_int(__int2float_rn(sum));
+    }
+    __device__ static void scale(float (&sums)[4], const Sparse24Arguments& p, int row, int token,
+                                 int lane) {
+        const auto* of_rows = reinterpret_cast<const Element*>(p.scales);
+        row += lane / 4, token += lane % 4 * 2;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int r = row + half * 8;
+            const float of_row = r < p.N ? prunekern::to_float(of_rows[r]) : 0.f;
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                sums[half * 2 + i] *= token + i < p.M ? of_row * p.token_scales[token + i] : 0.f;
+        }
+    }
+};
+
+// How a lane reads the panels of a row group, one after the other. `load` takes a constant offset
+// in bytes and an address.
+template <class Step>
+struct PanelReader {
     const char *values, *meta;  // of the current panel, at this lane's place
     const char* scales;         // of the row group, at this lane's place
     int step, shift;            // of the current panel; a scale serves 2^shift steps
 
+    static constexpr int kPanelMeta =
+        sparse24_fragments::kMetaBytes * (Step::kHasMeta ? sparse24_fragments::kSteps : 1);
+
     __device__ void begin(const Sparse24Arguments& p, int row_group, int column_tile, int lane) {
         using namespace sparse24_fragments;
         const int64_t panel = int64_t{row_group} * p.stripes.column_tiles + column_tile;
-        values = p.values + panel * kValuesBytes + lane * 16;
-        meta = p.meta + panel * kMetaBytes + lane * 16;
-        if constexpr (kBits < 16) {
+        values = p.values + panel * Step::kPanelBytes + lane * 16;
+        meta = p.meta + panel * kPanelMeta + lane * 16;
+        if constexpr (Step::kHasScales) {
             scales = p.scales + int64_t{row_group} * p.scale_count * kScalesBytes + lane / 4 * 16;
             step = column_tile * kSteps, shift = p.scale_shift;
         }
@@ -105,29 +182,31 @@ struct PanelReader {
 
     template <int kPanels>
     __device__ void advance() {
-        values += kPanels * kValuesBytes, meta += kPanels * sparse24_fragments::kMetaBytes;
-        if constexpr (kBits < 16) step += kPanels * sparse24_fragments::kSteps;
+        values += kPanels * Step::kPanelBytes, meta += kPanels * kPanelMeta;
+        if constexpr (Step::kHasScales) step += kPanels * sparse24_fragments::kSteps;
     }
 
-    // Step kStep of the panel kPanel after the current one; load: an Offset<bytes> and an address
-    // to 16 bytes.
+    // Step kStep of the panel kPanel after the current one.
     template <int kPanel, int kStep, class Load>
-    __device__ void load_values(Values& to, Load load) const {
+    __device__ void load_step(Step& to, Load load) const {
         using namespace sparse24_fragments;
-        ptx::unrolled<Values::kLoads>([&](auto i) {
-            constexpr int kLoad = kBits == 16 ? i.value * kSteps + kStep
-                                              : kStep * Values::kLoads + i.value;
-            put(load(ptx::Constant<kPanel * kValuesBytes + kLoad * kLoadBytes>{}, values),
-                to.words + 4 * i.value);
+        ptx::unrolled<Step::kLoads>([&](auto i) {
+            constexpr int kOffset =
+                kPanel * Step::kPanelBytes + Step::load_index(kStep, i.value) * kLoadBytes;
+            put(load(ptx::Constant<kOffset>{}, values), to.words + 4 * i.value);
         });
-        if constexpr (kBits < 16) {
+        if constexpr (Step::kHasMeta)
+            put(load(ptx::Constant<kPanel * kPanelMeta + kStep * kMetaBytes>{}, meta), to.own_meta);
+        if constexpr (Step::kHasScales) {
             const int scale = (step + kPanel * kSteps + kStep) >> shift;
             put(ptx::load_shared_by_many<0>(scales + scale * kScalesBytes), to.scales);
         }
     }
+
+    // What serves both steps of it.
     template <int kPanel, class Load>
-    __device__ uint4 load_meta(Load load) const {
-        return load(ptx::Constant<kPanel * sparse24_fragments::kMetaBytes>{}, meta);
+    __device__ void load_meta(uint32_t (&to)[4], Load load) const {
+        if constexpr (!Step::kHasMeta) put(load(ptx::Constant<kPanel * kPanelMeta>{}, meta), to);
     }
 
   private:

@@ -1,4 +1,6 @@
-"""The layout "sm80" of 2:4 with whole numbers, as csrc/cuda/sparse24_fragments.h draws it.
+"""The layouts "sm80" and "sm80a8" of 2:4 with whole numbers.
+
+sm80, as csrc/cuda/sparse24_fragments.h draws it:
 
 Panels of 64 rows x 64 columns as those of 16-bit values (sparse24.py), R = ceil(N / 64),
 C = ceil(K / 64). Lane 4 g + t has, of each step of 32 columns and each row tile of 16 rows, the
@@ -12,17 +14,36 @@ are padding: the number 0, positions 0, 1, scale 0.
     meta int32     [R, C, 32 lanes, 4 row tiles]   as of 16-bit values
     scales         [R, S, 8 g, 4 row tiles, 2]     of rows g and g + 8 of each tile; S as in the
                    canonical form, but 2 C where a scale is for 32 inputs
+
+sm80a8, of int8 with one scale a row; its kernel rounds x to 8 bits too. Panels of 64 rows x 128
+columns, C = ceil(K / 128), two steps of 64:
+
+    values int8    [R, C, 4 row tiles, 2 steps, 32 lanes, 16]
+                   lane 4 g + t   stored columns 4 t .. 4 t + 3 of the step of rows g and g + 8 of
+                                  the tile, then 4 t + 16 .. 4 t + 19 of both
+    meta int32     [R, C, 2 steps, 32 lanes, 4 row tiles]
+                   lane 4 g + 2 h + u   bits 4i..4i+3: group 8 h + i of the step of row g + 8 u
+    scales         [N]
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from prunekern.formats import FORMATS, QuantizedSparse24
 from prunekern.formats.quantized import MIN_GROUP, from_whole, whole_numbers_of
 from prunekern.layouts.packed import Packed
-from prunekern.layouts.sparse24 import inverse, pack_panel_meta, unpack_panel_meta
+from prunekern.layouts.sparse24 import (
+    inverse,
+    meta_of,
+    pack_panel_meta,
+    pack_panel_values,
+    padded_nibbles,
+    unpack_panel_meta,
+    unpack_panel_values,
+)
 
 _KINDS = {cls.stem: cls for cls in FORMATS.values()}
 # Canonical numbers [64 R, 32 C] as axes: row group R, pair of row tiles, tile of it, half of that,
@@ -40,8 +61,21 @@ def _sizes(shape: tuple[int, int]) -> tuple[int, int, int]:
     return -(-N // 64), -(-K // 64), 2 * -(-K // 4)
 
 
-def pack(c: QuantizedSparse24) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, meta, scales), see above."""
+def pack(c: QuantizedSparse24, layout: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, meta, scales), see above.
+
+    Raises:
+        ValueError: sm80a8 of a weight with more than one scale a row.
+    """
+    return _pack_a8(c) if layout == "sm80a8" else _pack_sm80(c)
+
+
+def unpack(packed: Packed) -> QuantizedSparse24:
+    """What `pack` was given."""
+    return _unpack_a8(packed) if packed.layout == "sm80a8" else _unpack_sm80(packed)
+
+
+def _pack_sm80(c: QuantizedSparse24) -> tuple[Tensor, Tensor, Tensor]:
     (R, C, numbers), rows = _sizes(c.shape), -c.shape[0] % 64
     codes = whole_numbers_of(c).short() + (1 << (c.bits - 1))
     codes = pad(codes, (0, 32 * C - numbers, 0, rows), value=1 << (c.bits - 1)).byte()
@@ -62,8 +96,7 @@ def _is_for_a_step(c: QuantizedSparse24) -> bool:
     return c.scales.shape[1] > 1 and c.group_size == MIN_GROUP
 
 
-def unpack(packed: Packed) -> QuantizedSparse24:
-    """What `pack` was given."""
+def _unpack_sm80(packed: Packed) -> QuantizedSparse24:
     values, meta, scales = packed.tensors
     cls, (N, K) = _KINDS[packed.stem], packed.shape
     R, C, numbers = _sizes(packed.shape)
@@ -85,11 +118,41 @@ def unpack(packed: Packed) -> QuantizedSparse24:
     return from_whole(cls, whole.char(), meta, rows[:N].contiguous(), packed.shape)
 
 
-def fake_pack(
-    values: Tensor, meta: Tensor, scales: Tensor, out_features: int, in_features: int, bits: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The shapes and dtypes of what the op of this layout returns."""
-    R, C, _ = _sizes((out_features, in_features))
-    loads = (2,) if bits == 8 else ()
-    words = meta.new_empty((R, C, 32, 4), dtype=meta.dtype)
-    return values.new_empty((R, C, 2, *loads, 32, 16)), words, scales
+
+# Canonical nibbles of sm80a8 as axes: R, row tile, row half u, g; C, step, half h, group of it.
+_A8_META_AXES = (4, 2, 8), (2, 2, 8)
+_A8_META_TO_LANES = (0, 4, 5, 3, 6, 2, 1, 7)  # R, C, step, g, h, u, row tile, group
+_A8_COLUMNS = 128
+
+
+def _pack_a8(c: QuantizedSparse24) -> tuple[Tensor, Tensor, Tensor]:
+    if c.scales.shape[1] != 1:
+        raise ValueError(
+            f"pack: sm80a8 must have one scale a row, got {c.scales.shape[1]}; compress the weight "
+            "with group_size=-1 or take the layout sm80"
+        )
+    N, K = c.shape
+    R, C = -(-N // 64), -(-K // _A8_COLUMNS)
+    values = pack_panel_values(c.values.view(torch.int16), (N, 64 * C))  # a pair is one column
+    nibbles = padded_nibbles(c.meta, c.shape, 64 * R, 32 * C)
+    nibbles = nibbles.view(R, *_A8_META_AXES[0], C, *_A8_META_AXES[1]).permute(_A8_META_TO_LANES)
+    words = (nibbles << 4 * torch.arange(8, device=c.device)).sum(-1)
+    meta = words.reshape(R, C, 2, 32, 4).to(torch.int32)  # wraps at 2^31: the bits count
+    return values.view(torch.int8), meta, c.scales.flatten()
+
+
+def _unpack_a8(packed: Packed) -> QuantizedSparse24:
+    values, meta, scales = packed.tensors
+    (N, K), (R, C) = packed.shape, meta.shape[:2]
+    G = -(-K // 4)
+    pairs = unpack_panel_values(values.view(torch.int16), N, G)
+    nibbles = (meta.long().unsqueeze(-1) >> 4 * torch.arange(8, device=meta.device)) & 0xF
+    sizes = (R, *_A8_META_AXES[0], C, *_A8_META_AXES[1])
+    nibbles = nibbles.reshape([sizes[axis] for axis in _A8_META_TO_LANES])
+    nibbles = nibbles.permute(inverse(_A8_META_TO_LANES)).reshape(64 * R, 32 * C)
+    return _KINDS[packed.stem](
+        values=pairs.view(torch.int8),
+        meta=meta_of(nibbles[:N, :G]),
+        scales=scales.view(N, 1),
+        shape=packed.shape,
+    )

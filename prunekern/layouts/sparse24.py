@@ -122,10 +122,10 @@ def unpack(packed: Packed) -> Sparse24:
 
     order = (0, 2, 1, 3) if packed.dtype == torch.bfloat16 else (0, 3, 1, 2)
     rows = values.permute(order).reshape(T * R, 16 * C)[:N, : 2 * G]
-    return Sparse24(values=rows.contiguous(), meta=_meta_of(nibbles), shape=packed.shape)
+    return Sparse24(values=rows.contiguous(), meta=meta_of(nibbles), shape=packed.shape)
 
 
-def _meta_of(nibbles: Tensor) -> Tensor:
+def meta_of(nibbles: Tensor) -> Tensor:
     """[N, G] of any integers to canonical metadata, the inverse of `nibbles_of`."""
     nibbles = pad(nibbles, (0, nibbles.shape[1] % 2), value=_EMPTY_NIBBLE).to(torch.uint8)
     return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous()
@@ -142,22 +142,32 @@ def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
-    N, K = c.shape
-    G = -(-K // 4)
-    R, C = -(-N // 64), -(-K // 64)
-    values = pad(c.values, (0, 32 * C - 2 * G, 0, 64 * R - N)).view(R, 4, 2, 8, C, 2, 2, 4, 2)
-    values = values.permute(_VALUES_TO_LANES).reshape(R, C, 4, 2, 32, 8)
-    return values.contiguous(), pack_panel_meta(c.meta, c.shape)
+def padded_nibbles(meta: Tensor, shape: tuple[int, int], rows: int, groups: int) -> Tensor:
+    """int64 [rows, groups]: canonical metadata, positions 0 and 1 where the weight has ended."""
+    N, G = shape[0], -(-shape[1] // 4)
+    nibbles = pad(nibbles_of(meta, G), (0, groups - G, 0, rows - N), value=_EMPTY_NIBBLE)
+    return nibbles.long()
+
+
+def pack_panel_values(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[R, C, 4 row tiles, 2 steps, 32 lanes, 8] of canonical ones of 16 bits."""
+    R, C = -(-shape[0] // 64), -(-shape[1] // 64)
+    values = pad(values, (0, 32 * C - values.shape[1], 0, 64 * R - values.shape[0]))
+    values = values.view(R, 4, 2, 8, C, 2, 2, 4, 2).permute(_VALUES_TO_LANES)
+    return values.reshape(R, C, 4, 2, 32, 8)
+
+
+def unpack_panel_values(values: Tensor, rows: int, width: int) -> Tensor:
+    """[rows, width] canonical values of those in panels."""
+    R, C = values.shape[:2]
+    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(inverse(_VALUES_TO_LANES))
+    return values.reshape(64 * R, 32 * C)[:rows, :width].contiguous()
 
 
 def pack_panel_meta(meta: Tensor, shape: tuple[int, int]) -> Tensor:
     """int32 [R, C, 32, 4] of canonical metadata, in panels."""
-    N, K = shape
-    G = -(-K // 4)
-    R, C = -(-N // 64), -(-K // 64)
-    nibbles = nibbles_of(meta, G)
-    nibbles = pad(nibbles, (0, 16 * C - G, 0, 64 * R - N), value=_EMPTY_NIBBLE).long()
+    R, C = -(-shape[0] // 64), -(-shape[1] // 64)
+    nibbles = padded_nibbles(meta, shape, 64 * R, 16 * C)
     nibbles = nibbles.view(R, 4, 2, 8, C, 2, 2, 4).permute(_META_TO_LANES)
     words = (nibbles.reshape(R, C, 32, 4, 8) << _shifts(meta.device)).sum(-1)
     return words.to(torch.int32)  # wraps at 2^31: the bits count
@@ -169,18 +179,18 @@ def unpack_panel_meta(meta: Tensor, shape: tuple[int, int]) -> Tensor:
     R, C = meta.shape[:2]
     nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
     nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(inverse(_META_TO_LANES))
-    return _meta_of(nibbles.reshape(64 * R, 16 * C)[:N, : -(-K // 4)])
+    return meta_of(nibbles.reshape(64 * R, 16 * C)[:N, : -(-K // 4)])
+
+
+def _pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
+    return pack_panel_values(c.values, c.shape), pack_panel_meta(c.meta, c.shape)
 
 
 def _unpack_panels(packed: Packed) -> Sparse24:
     values, meta = packed.tensors
     N, K = packed.shape
-    G = -(-K // 4)
-    R, C = meta.shape[:2]
-
-    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(inverse(_VALUES_TO_LANES))
     return Sparse24(
-        values=values.reshape(64 * R, 32 * C)[:N, : 2 * G].contiguous(),
+        values=unpack_panel_values(values, N, 2 * -(-K // 4)),
         meta=unpack_panel_meta(meta, packed.shape),
         shape=packed.shape,
     )
@@ -207,6 +217,6 @@ def _unpack_triton(packed: Packed) -> Sparse24:
     nibbles = _NIBBLE_OF_STORED.to(meta.device)[stored]
     return Sparse24(
         values=values[:, : 2 * G].contiguous(),
-        meta=_meta_of(nibbles.reshape(N, -1)[:, :G]),
+        meta=meta_of(nibbles.reshape(N, -1)[:, :G]),
         shape=packed.shape,
     )

@@ -8,9 +8,9 @@ using namespace prunekern;
 extern "C" {
 int linear(int64_t M, int64_t N, int64_t K, int64_t sms, int64_t scale_count, int is_half,
            const void* x, const void* values, const void* meta, const void* scales,
-           const void* bias, void* y, void* workspace) {
-    const CudaProblem problem{
-        x, y, bias, M, N, K, is_half ? DType::kFloat16 : DType::kBFloat16, workspace, sms, nullptr};
+           void* rounded, const void* bias, void* y, void* workspace) {
+    const DType dtype = is_half ? DType::kFloat16 : DType::kBFloat16;
+    const CudaProblem problem{x, y, bias, M, N, K, dtype, workspace, sms, nullptr, rounded};
     return PRUNEKERN_TEST_LAUNCHER(
         problem, {values, static_cast<const int32_t*>(meta), scales, scale_count});
 }
@@ -18,6 +18,8 @@ int linear(int64_t M, int64_t N, int64_t K, int64_t sms, int64_t scale_count, in
 int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
     return sparse24_workspace_bytes(M, N, K, sms);
 }
+
+int64_t rounded_bytes(int64_t M, int64_t K) { return bytes_of_rounded(M, K); }
 
 struct Plan {
     int64_t decode, block_tokens, tiles, column_tiles, blocks, slot_bytes;
