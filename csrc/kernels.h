@@ -30,6 +30,15 @@ struct Sparse24Weight {
     const void* meta;  // bytes (scalar) or 32-bit words (all others)
 };
 
+// Whole numbers of 8 or 4 bits; W = number * scale.
+struct QuantizedSparse24Weight {
+    const void* values;
+    const void* meta;    // bytes (scalar) or 32-bit words (all others)
+    const void* scales;  // of the problem's dtype
+    int64_t row_scales;  // of one row
+    int64_t group_size;  // inputs that share one: a power of two, at least 32
+};
+
 struct BitmaskWeight {
     const void* values;
     const void* bitmask;     // bytes (scalar) or 64-bit words (all others)
@@ -48,6 +57,10 @@ void sparse24_linear_avx2(const Problem&, const Sparse24Weight&);
 void sparse24_linear_avx512(const Problem&, const Sparse24Weight&);
 void sparse24_linear_avx512bf16(const Problem&, const Sparse24Weight&);
 void sparse24_linear_amx(const Problem&, const Sparse24Weight&);
+
+void sparse24_int8_linear_scalar(const Problem&, const QuantizedSparse24Weight&);
+
+void sparse24_int4_linear_scalar(const Problem&, const QuantizedSparse24Weight&);
 
 void bitmask_linear_scalar(const Problem&, const BitmaskWeight&);
 void bitmask_linear_avx2(const Problem&, const BitmaskWeight&);

@@ -21,6 +21,12 @@
 #define LINEAR24(variant)                                                                     \
     m.def("sparse24_linear_" #variant "(Tensor x, Tensor values, Tensor meta, Tensor? bias, " \
           "int out_features, int in_features) -> Tensor")
+#define LINEAR24_OF(type, variant)                                                        \
+    m.def("sparse24_" #type "_linear_" #variant "(Tensor x, Tensor values, Tensor meta, " \
+          "Tensor scales, Tensor? bias, int out_features, int in_features) -> Tensor")
+#define LINEAR24_INT(variant)   \
+    LINEAR24_OF(int8, variant); \
+    LINEAR24_OF(int4, variant)
 #define LINEAR_BITMASK(variant)                                                   \
     m.def("bitmask_linear_" #variant "(Tensor x, Tensor values, Tensor bitmask, " \
           "Tensor offsets, Tensor? bias, int out_features, int in_features) -> Tensor")
@@ -39,6 +45,7 @@
 
 STABLE_TORCH_LIBRARY(prunekern, m) {
     LINEAR24(scalar);
+    LINEAR24_INT(scalar);
     LINEAR_BITMASK(scalar);
     LINEAR_CSR(scalar);
 #if defined(__x86_64__)
@@ -88,6 +95,7 @@ namespace prunekern {
 namespace {
 
 const Device kCpu(DeviceType::CPU);
+constexpr int64_t kMinScaleGroup = 32;  // inputs that share a scale, at least
 constexpr int64_t kValuesPadding = 64;  // elements that kernels may read past the last value
 
 void torch_parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t),
@@ -105,12 +113,13 @@ void check_isa(const char* op, Isa isa) {
          "a CPU without");
 }
 
-// Checks x and bias, calls launch(Problem) on y of shape [..., N], returns y.
+// Checks x and bias, calls launch(Problem) on y of shape [..., N], returns y. x has the dtype of
+// `floats`, the weight's values or scales.
 template <class Launch>
-Tensor linear(const char* op, const Tensor& x, const Tensor& values,
+Tensor linear(const char* op, const Tensor& x, const Tensor& floats,
               const std::optional<Tensor>& bias, int64_t N, int64_t K, Launch&& launch) {
     const DType dtype = dtype_of(op, "x", x);
-    check_linear(op, x, values.scalar_type(), bias, N, K, kCpu);
+    check_linear(op, x, floats.scalar_type(), bias, N, K, kCpu);
     auto [y, tokens] = empty_output(x, N, kCpu);
     if (tokens == 0) return y;
 
@@ -185,6 +194,49 @@ std::tuple<Tensor, Tensor> sparse24_pack_op(const Tensor& values, const Tensor& 
                    K, dtype, V.tile_rows, V.pair_codes, packed_values.mutable_data_ptr(),
                    static_cast<int32_t*>(packed_meta.mutable_data_ptr()), torch_parallel_for});
     return {packed_values, packed_meta};
+}
+
+// ----------------------------------------------------------------------- 2:4 of int8 and int4
+
+struct QuantizedVariant {
+    const char* linear_op;
+    Isa isa;
+    void (*launch)(const Problem&, const QuantizedSparse24Weight&);
+    int64_t bits;
+};
+
+// The group size of S scales a row: the least power of two from 32 on that needs no more.
+int64_t group_size_of(const char* op, const Tensor& scales, int64_t K) {
+    const int64_t S = scales.dim() > 1 ? scales.size(1) : 0;
+    int64_t group = kMinScaleGroup;
+    while (group < K && ceil_div(K, group) > S) group *= 2;
+    if (ceil_div(K, group) != S)
+        fail(op, "scales",
+             "be ceil(in_features / group size) a row, the group size a power of two "
+             "from 32 on",
+             shape_of(scales));
+    return group;
+}
+
+template <const QuantizedVariant& V>
+Tensor quantized_linear(const Tensor& x, const Tensor& values, const Tensor& meta,
+                        const Tensor& scales, const std::optional<Tensor>& bias, int64_t N,
+                        int64_t K) {
+    const char* op = V.linear_op;
+    check_isa(op, V.isa);
+    check_sizes(op, N, K);
+    const int64_t G = ceil_div(K, 4), group_size = group_size_of(op, scales, K);
+    const int64_t S = ceil_div(K, group_size);
+    if (V.bits == 8)
+        check_packed(op, "values", values, kCpu, ScalarType::Char, {N, 2 * G});
+    else
+        check_packed(op, "values", values, kCpu, ScalarType::Byte, {N, G});
+    check_packed(op, "meta", meta, kCpu, ScalarType::Byte, {N, ceil_div(G, 2)});
+    check_packed(op, "scales", scales, kCpu, scales.scalar_type(), {N, S});
+    return linear(op, x, scales, bias, N, K, [&](const Problem& p) {
+        V.launch(p, {values.const_data_ptr(), meta.const_data_ptr(), scales.const_data_ptr(), S,
+                     group_size});
+    });
 }
 
 // -------------------------------------------------------------------------------------- bitmask
@@ -282,6 +334,11 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
         "sparse24_linear_" #variant, "sparse24_pack_" #variant, isa, sparse24_linear_##variant, \
             tile_rows, pair_codes                                                               \
     }
+#define SPARSE24_INT(variant, isa)                                                      \
+    constexpr QuantizedVariant k24Int8_##variant{"sparse24_int8_linear_" #variant, isa, \
+                                                 sparse24_int8_linear_##variant, 8};    \
+    constexpr QuantizedVariant k24Int4_##variant{"sparse24_int4_linear_" #variant, isa, \
+                                                 sparse24_int4_linear_##variant, 4}
 #define BITMASK(variant, isa, tile_rows, only_bf16)                                          \
     constexpr BitmaskVariant kBitmask_##variant {                                            \
         "bitmask_linear_" #variant, "bitmask_pack_" #variant, isa, bitmask_linear_##variant, \
@@ -291,6 +348,7 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const Tensor& col_indic
     constexpr CsrVariant kCsr_##variant { "csr_linear_" #variant, isa, csr_linear_##variant }
 
 SPARSE24(scalar, Isa::kScalar, 0, false);
+SPARSE24_INT(scalar, Isa::kScalar);
 BITMASK(scalar, Isa::kScalar, 1, false);
 CSR(scalar, Isa::kScalar);
 #if defined(__x86_64__)
@@ -311,6 +369,9 @@ BITMASK(amx, Isa::kAmx, 4, true);
 STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
 #define IMPL24(variant) \
     m.impl("sparse24_linear_" #variant, TORCH_BOX(&sparse24_linear<k24_##variant>))
+#define IMPL24_INT(variant)                                                                    \
+    m.impl("sparse24_int8_linear_" #variant, TORCH_BOX(&quantized_linear<k24Int8_##variant>)); \
+    m.impl("sparse24_int4_linear_" #variant, TORCH_BOX(&quantized_linear<k24Int4_##variant>))
 #define IMPL_BITMASK(variant) \
     m.impl("bitmask_linear_" #variant, TORCH_BOX(&bitmask_linear<kBitmask_##variant>))
 #define IMPL_CSR(variant) m.impl("csr_linear_" #variant, TORCH_BOX(&csr_linear<kCsr_##variant>))
@@ -320,6 +381,7 @@ STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
     m.impl("bitmask_pack_" #variant, TORCH_BOX(&bitmask_pack_op<kBitmask_##variant>))
 
     IMPL24(scalar);
+    IMPL24_INT(scalar);
     IMPL_BITMASK(scalar);
     IMPL_CSR(scalar);
 #if defined(__x86_64__)

@@ -2,7 +2,8 @@
 
 Pruning alone changes no speed; each kind needs a storage and a kernel for it:
 
-    2:4, 1:4                 kernel "2:4": any weight with at most two of four kept
+    2:4, 1:4                 kernels "2:4", and with rounded weights "2:4-int8" and "2:4-int4":
+                             any weight with at most two of four kept
     other N:M, unstructured  kernels "bitmask" and "csr", which know no pattern
     heads, channels, layers  smaller dense products: any machine's own kernels
 
@@ -30,6 +31,7 @@ SPARSITIES = (0.5, 0.7, 0.9)
 SIZE = 4096  # rows and columns of the layer that is timed: 32 MB at 16 bits
 # What runs on dense kernels once it is cut out: nothing to time.
 STRUCTURED = "heads, FFN channels, hidden channels, layers"
+_PRUNING = {"2:4": "2:4, 1:4", "unstructured": "unstructured, any N:M"}
 _COPIES = 3  # of each weight, in rotation: none stays in a cache that a model would not leave it
 
 
@@ -39,7 +41,7 @@ class Row:
 
     Attributes:
         pruning: What may be pruned that way.
-        kernel: "2:4", "bitmask" or "csr".
+        kernel: One of `prunekern.formats.FORMATS`.
         layout: The variant that runs it here.
         factors: Sparsity -> {tokens: speed as a multiple of dense}.
         why_not: Why no kernel of ours runs it, or "".
@@ -121,7 +123,7 @@ def acceleration(dtype: torch.dtype = torch.bfloat16, size: int = SIZE) -> Accel
     weight = torch.randn(size, size, generator=generator) / size**0.5
     cells: dict[tuple[str, float], list[nn.Module]] = {}
     for kernel in FORMATS:
-        for sparsity in (0.5,) if kernel == "2:4" else SPARSITIES:
+        for sparsity in (0.5,) if FORMATS[kernel].pattern == "2:4" else SPARSITIES:
             pruned = _pruned(weight, kernel, sparsity).to(device, dtype)
             cells[kernel, sparsity] = _copies(functools.partial(_sparse, kernel=kernel), pruned)
     dense = _copies(_dense, weight.to(device, dtype))
@@ -132,7 +134,7 @@ def acceleration(dtype: torch.dtype = torch.bfloat16, size: int = SIZE) -> Accel
             factors[cell][tokens] = ratio
     rows = tuple(
         Row(
-            pruning={"2:4": "2:4, 1:4"}.get(kernel, "unstructured, any N:M"),
+            pruning=_PRUNING[FORMATS[kernel].pattern],
             kernel=kernel,
             layout=cells[kernel, 0.5][0].layout,
             factors={s: f for (k, s), f in factors.items() if k == kernel},
@@ -147,7 +149,8 @@ def acceleration(dtype: torch.dtype = torch.bfloat16, size: int = SIZE) -> Accel
 
 def _pruned(weight: Tensor, kernel: str, sparsity: float) -> Tensor:
     scores = weight.abs()
-    mask = nm_mask(scores, 2, 4) if kernel == "2:4" else layer_mask(scores, sparsity)
+    is_24 = FORMATS[kernel].pattern == "2:4"
+    mask = nm_mask(scores, 2, 4) if is_24 else layer_mask(scores, sparsity)
     return weight.masked_fill(~mask, 0.0)
 
 

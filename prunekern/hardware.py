@@ -72,7 +72,7 @@ class Hardware:
             if chosen:
                 lines.append(f"layout of a weight on the {device} by default:")
             for (stem, dtype), layout in chosen.items():
-                lines.append(f"  {stem:<9} {dtype:<9} {layout}")
+                lines.append(f"  {stem:<13} {dtype:<9} {layout}")
         lines += self.modelled
         return "\n".join(lines)
 

@@ -22,9 +22,10 @@ class SparseLinear(nn.Module):
     Attributes:
         in_features: K.
         out_features: N.
-        kernel: "2:4", "csr" or "bitmask".
+        kernel: One of `prunekern.formats.FORMATS`.
         layout: The variant that runs, e.g. "avx2".
-        nnz: How many values are stored, for "2:4" two of every four.
+        nnz: How many values are stored, for 2:4 two of every four; of int4, pairs of them.
+        group_size: Inputs that share a scale, for int8 and int4; else None.
         bias: Parameter [N] or None.
     """
 
@@ -51,29 +52,34 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, kernel: str = "2:4", layout: str | None = None, prune: bool = True
+        cls,
+        linear: nn.Linear,
+        kernel: str = "2:4",
+        layout: str | None = None,
+        prune: bool = True,
+        group_size: int | None = None,
     ) -> SparseLinear:
         """The compressed form of a dense layer.
 
         Args:
             linear: Its weight's zeros are what is left out; -0.0 counts as one.
-            kernel: "2:4", "csr" or "bitmask".
+            kernel: "2:4", "2:4-int8", "2:4-int4", "csr" or "bitmask".
             layout: See `__init__`.
-            prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude.
+            prune: For 2:4, whether a weight that breaks the pattern is pruned to it by magnitude.
+            group_size: For int8 and int4, see `prunekern.compress`.
 
         Raises:
-            ValueError: Wrong kernel, layout, dtype or shape, or a weight that is not 2:4 where
-                `prune` is False.
+            ValueError: Wrong kernel, layout, dtype, shape or group size, or a weight that is not
+                2:4 where `prune` is False.
         """
         formats.check_format(kernel, "from_linear")
         formats.check_weight(linear.weight, "from_linear")
         weight = linear.weight.detach()
-        if kernel == "2:4" and prune and count_broken_groups(weight):
-            # masked_fill, not a product with the mask, which would leave -0.0 behind.
-            weight = weight.masked_fill(~nm_mask(weight.float().abs(), 2, 4), 0.0)
+        if prune and formats.FORMATS[kernel].pattern == "2:4":
+            weight = prune_to_24(weight)
         # Adding +0.0 turns -0.0 into it: products with a mask are full of them.
-        sparse = cls(formats.compress(weight + 0.0, kernel), linear.bias, layout)
-        return sparse.train(linear.training)
+        canonical = formats.compress(weight + 0.0, kernel, group_size)
+        return cls(canonical, linear.bias, layout).train(linear.training)
 
     @classmethod
     def from_canonical(
@@ -88,7 +94,7 @@ class SparseLinear(nn.Module):
         return cls(canonical, bias, layout)
 
     def to_linear(self) -> nn.Linear:
-        """The dense layer with the pruned weight, exactly."""
+        """The dense layer with the pruned weight, exactly; of int8 and int4 the rounded one."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(self.weight)
         linear.bias = self.bias
@@ -105,7 +111,7 @@ class SparseLinear(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the kept weights; x must have it."""
+        """Of the kept weights or their scales; x must have it."""
         return self._packed.dtype
 
     @property
@@ -144,7 +150,7 @@ class SparseLinear(nn.Module):
         check_runs(canonical.stem, layout, canonical.device, canonical.dtype, "SparseLinear")
         op = op_for(canonical.stem, layout, "SparseLinear")
         packed = pack(canonical, layout)
-        self.nnz = canonical.values.numel()
+        self.nnz, self.group_size = canonical.values.numel(), canonical.group_size
         self._packed, self._op, self._tensors = packed, op, packed.tensors
         # As buffers they count in get_memory_footprint() and the like; files hold canonical
         # tensors.
@@ -157,7 +163,7 @@ class SparseLinear(nn.Module):
             super()._apply(fn, recurse)
         finally:
             self._buffers = buffers
-        old = self._packed.tensors[0]
+        old = self._packed.floats
         probe = fn(old[:0].clone())
         if probe.device.type == "meta":
             raise ValueError("SparseLinear: the device must hold data, got meta")
@@ -224,6 +230,14 @@ class SparseLinear(nn.Module):
             self._set(canonical, layout)
         except ValueError:  # pickled on a machine with other instruction sets
             self._set(canonical, None)
+
+
+def prune_to_24(weight: Tensor) -> Tensor:
+    """The weight, by magnitude 2:4 where it is not yet."""
+    if not count_broken_groups(weight):
+        return weight
+    # masked_fill, not a product with the mask, which would leave -0.0 behind.
+    return weight.masked_fill(~nm_mask(weight.float().abs(), 2, 4), 0.0)
 
 
 def count_broken_groups(weight: Tensor) -> int:

@@ -33,7 +33,13 @@ from prunekern.layouts import (
     why_not,
 )
 
+_QUANTIZED_SCHEMA = (
+    "(Tensor x, Tensor values, Tensor meta, Tensor scales, Tensor? bias, int out_features, "
+    "int in_features) -> Tensor"
+)
 _SCHEMAS = {
+    "sparse24_int8": _QUANTIZED_SCHEMA,
+    "sparse24_int4": _QUANTIZED_SCHEMA,
     "sparse24": "(Tensor x, Tensor values, Tensor meta, Tensor? bias, int out_features, "
     "int in_features) -> Tensor",
     "bitmask": "(Tensor x, Tensor values, Tensor bitmask, Tensor offsets, Tensor? bias, "
@@ -55,6 +61,8 @@ _GRAD_SCHEMA = (
 )
 _REFERENCES = {
     "sparse24": reference.sparse24_linear,
+    "sparse24_int8": reference.sparse24_int8_linear,
+    "sparse24_int4": reference.sparse24_int4_linear,
     "bitmask": reference.bitmask_linear,
     "csr": reference.csr_linear,
 }
@@ -302,7 +310,14 @@ def weight_grad(x: Tensor, grad: Tensor, packed: Packed) -> Tensor:
     Returns:
         Of the shape and in the order of the canonical `values`, in x's dtype. The product is dense,
         N K elements for a moment, as kept weights are scattered.
+
+    Raises:
+        ValueError: The kept weights are whole numbers.
     """
+    if not packed.tensors[0].is_floating_point():
+        raise ValueError(
+            f"weight_grad: the weight must have float values to train, got {packed.stem}"
+        )
     dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
     return take_kept(dense, unpack(packed))
 

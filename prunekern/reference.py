@@ -7,7 +7,7 @@ multiplies in float32. On any device.
 import torch
 from torch import Tensor
 
-from prunekern.formats import DTYPES, Canonical, decompress
+from prunekern.formats import DTYPES, Canonical, QuantizedSparse24, decompress, dequantize
 from prunekern.layouts import Packed, unpack
 
 
@@ -26,7 +26,8 @@ def linear(x: Tensor, canonical: Canonical, bias: Tensor | None = None) -> Tenso
         RuntimeError: A wrong dtype, device or shape, in the words of the compiled ops.
     """
     _check(x, canonical, bias)
-    weight = decompress(canonical).float()
+    quantized = isinstance(canonical, QuantizedSparse24)
+    weight = dequantize(canonical) if quantized else decompress(canonical).float()
     y = torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float())
     return y.to(x.dtype)
 
@@ -63,6 +64,36 @@ def sparse24_linear(
     """2:4, see `linear`."""
     shape = (out_features, in_features)
     return linear(x, unpack(Packed("sparse24", "reference", shape, (values, meta))), bias)
+
+
+def sparse24_int8_linear(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """2:4 of int8 and scales, see `linear`."""
+    shape = (out_features, in_features)
+    packed = Packed("sparse24_int8", "reference", shape, (values, meta, scales))
+    return linear(x, unpack(packed), bias)
+
+
+def sparse24_int4_linear(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """2:4 of int4 and scales, see `linear`."""
+    shape = (out_features, in_features)
+    packed = Packed("sparse24_int4", "reference", shape, (values, meta, scales))
+    return linear(x, unpack(packed), bias)
 
 
 def bitmask_linear(

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekern import formats
 from prunekern.layouts import check_layout, why_reference
-from prunekern.nn import SparseLinear, count_broken_groups
+from prunekern.nn import SparseLinear, count_broken_groups, prune_to_24
 from prunekern.ops import check_runs, facts_of
 from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
@@ -30,7 +30,8 @@ class ReplacedLayer:
         layout: The variant that runs, or "".
         bytes_before: Of the weight.
         bytes_after: Of the weight, padding included.
-        energy_kept: Share of the sum of squares that is left.
+        energy_kept: Share of the sum of squares that pruning left.
+        rounding: Root of the share that rounding to int8 or int4 changed of what is kept.
         reason: Why it was left dense, or "".
         note: Why no kernel of ours runs it, only the slow reference, or "".
     """
@@ -42,6 +43,7 @@ class ReplacedLayer:
     bytes_before: int
     bytes_after: int
     energy_kept: float = 1.0
+    rounding: float = 0.0
     reason: str = ""
     note: str = ""
 
@@ -87,6 +89,7 @@ class ReplaceReport:
                     else f"{layer.kernel}/{layer.layout}  {layer.bytes_before:,} -> "
                     f"{layer.bytes_after:,} bytes  energy kept {layer.energy_kept:6.1%}"
                 )
+                + (f"  rounding {layer.rounding:.2%}" if layer.rounding else "")
                 + (f"  ({layer.note})" if layer.note else "")
             )
         return "\n".join(lines)
@@ -98,6 +101,7 @@ def replace_linears(
     targets: str | Sequence[str] = DEFAULT_TARGETS,
     layout: str | None = None,
     prune: bool = True,
+    group_size: int | None = None,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -107,11 +111,12 @@ def replace_linears(
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
-        kernel: "2:4", "csr" or "bitmask".
+        kernel: "2:4", "2:4-int8", "2:4-int4", "csr" or "bitmask".
         targets: See `prunekern.targets.match_modules`.
         layout: A variant of the format instead of the best that runs here.
-        prune: For "2:4", whether a weight that breaks the pattern is pruned to it by magnitude,
+        prune: For 2:4, whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
+        group_size: For int8 and int4, inputs that share a scale; see `prunekern.compress`.
 
     Returns:
         What was done, layer by layer, and why a layer was left dense.
@@ -119,9 +124,10 @@ def replace_linears(
     Raises:
         ValueError: An unknown kernel or layout, no matching layer, a layer that was swapped
             before, weights of another dtype, on the meta device, NaN or infinite, or not 2:4 where
-            `prune` is False. The model is then as it was.
+            `prune` is False, or a bad group size. The model is then as it was.
     """
     formats.check_format(kernel, "replace_linears")
+    formats.check_group_size(kernel, group_size, "replace_linears")
     accept = _linear_or_sparse
     matched = match_modules(model, targets, "replace_linears", accept)
     reasons = {name: _reason_to_leave(model, module) for name, module in matched.items()}
@@ -136,10 +142,10 @@ def replace_linears(
         if reasons[name]:
             size = linear.weight.numel() * linear.weight.element_size()
             shape = tuple(linear.weight.shape)
-            layers.append(ReplacedLayer(name, shape, "dense", "", size, size, 1.0, reasons[name]))
+            layers.append(ReplacedLayer(name, shape, "dense", "", size, size, reason=reasons[name]))
             continue
         if id(linear) not in swapped:
-            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune)
+            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune, group_size)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
         layers.append(row if row.name == name else _shared(row, name))
@@ -224,7 +230,7 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
     if layout is not None:
         check_layout(stem, layout, weight.dtype, who)
         check_runs(stem, layout, weight.device, weight.dtype, who)
-    if kernel == "2:4" and not prune:
+    if formats.FORMATS[kernel].pattern == "2:4" and not prune:
         broken = count_broken_groups(weight)
         if broken:
             raise ValueError(
@@ -234,17 +240,19 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
 
 
 def _swap(
-    name: str, linear: nn.Linear, kernel: str, layout: str | None, prune: bool
+    name: str,
+    linear: nn.Linear,
+    kernel: str,
+    layout: str | None,
+    prune: bool,
+    group_size: int | None,
 ) -> tuple[SparseLinear, ReplacedLayer]:
     fold_masks(linear)
     weight = linear.weight.detach()
     before = weight.numel() * weight.element_size()
-    sparse = SparseLinear.from_linear(linear, kernel, layout, prune)
+    sparse = SparseLinear.from_linear(linear, kernel, layout, prune, group_size)
     move_hooks(linear, sparse)
-    kept = sparse.canonical().values
-    energy_kept = 1.0
-    if kept.count_nonzero() < weight.count_nonzero():
-        energy_kept = (kept.double().square().sum() / weight.double().square().sum()).item()
+    energy_kept, rounding = _losses(weight, sparse.canonical())
     note = ""
     if layout is None and sparse.layout == "reference":
         note = why_reference(formats.FORMATS[kernel].stem, facts_of(weight.device, weight.dtype))
@@ -256,9 +264,25 @@ def _swap(
         before,
         sparse.nbytes,
         energy_kept,
+        rounding,
         note=note,
     )
     return sparse, row
+
+
+def _losses(weight: Tensor, c: formats.Canonical) -> tuple[float, float]:
+    """ReplacedLayer's `energy_kept` and `rounding` of a weight and what was made of it."""
+    if c.pattern != "2:4":
+        return 1.0, 0.0
+    kept = prune_to_24(weight)
+    energy = kept.double().square().sum()
+    energy_kept, rounding = 1.0, 0.0
+    if kept is not weight:
+        energy_kept = (energy / weight.double().square().sum()).item()
+    if c.bits and energy:
+        changed = formats.dequantize(c).double().sub_(kept).square_().sum()
+        rounding = (changed / energy).sqrt().item()
+    return energy_kept, rounding
 
 
 def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunekern import ops
-from prunekern.formats import DTYPES
+from prunekern.formats import DTYPES, FORMATS
 from prunekern.layouts import LAYOUTS, RIVALS, Packed, takes_dtype
 from prunekern.pruning.masks import nm_mask
 
@@ -26,19 +26,28 @@ def random_weight(
 ) -> Tensor:
     """A weight that the format takes: normal, scaled by K, zeros where it is pruned.
 
+    Where the format rounds, it has been rounded to it, so that nothing more is lost: of each row
+    to whole multiples of a power of two.
+
     Args:
-        kernel: "2:4" (two of four kept), "csr" or "bitmask" (each kept with `density`).
+        kernel: "2:4" and its kin (two of four kept), "csr" or "bitmask" (each with `density`).
         N: out_features.
         K: in_features.
         dtype: Of the result.
-        density: Share of non-zeros; "2:4" has its own.
+        density: Share of non-zeros; 2:4 has its own.
         seed: Of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(N, K, generator=generator) / K**0.5
     scores = torch.rand(N, K, generator=generator)
-    mask = nm_mask(scores, 2, 4) if kernel == "2:4" else scores < density
-    return weight.masked_fill(~mask, 0.0).to(dtype)
+    cls = FORMATS[kernel]
+    mask = nm_mask(scores, 2, 4) if cls.pattern == "2:4" else scores < density
+    weight = weight.masked_fill(~mask, 0.0)
+    if cls.bits:
+        step = weight.abs().amax(1, keepdim=True) / (2 ** (cls.bits - 1) - 1)
+        step = step.log2().ceil().exp2()
+        weight = (weight / step).nan_to_num().round() * step + 0.0  # no -0.0
+    return weight.to(dtype)
 
 
 def uneven_weight(N: int, K: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

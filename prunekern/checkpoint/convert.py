@@ -104,8 +104,8 @@ class _Layer:
     Attributes:
         name: Of the layer.
         spec: Format and shape in which it is written.
-        dtype: Of the kept weights.
-        nnz: How many they are.
+        dtype: Of the kept weights or their scales.
+        specs: Dtypes and shapes of its canonical tensors.
         taken: Names of the tensors in the source that it replaces.
         read: Its weight.
     """
@@ -113,16 +113,13 @@ class _Layer:
     name: str
     spec: ModuleSpec
     dtype: torch.dtype
-    nnz: int
+    specs: formats.Specs
     taken: frozenset[str]
     read: Callable[[], Canonical]
 
     def part(self, dense: bool, rows: list[SavedLayer]) -> Part:
         """What is written of it; adds a row when that is done."""
-        if dense:
-            specs = {"weight": (self.dtype, list(self.spec.shape))}
-        else:
-            specs = formats.tensor_specs(self.spec.format, self.spec.shape, self.dtype, self.nnz)
+        specs = {"weight": (self.dtype, list(self.spec.shape))} if dense else self.specs
 
         def make() -> dict[str, Tensor]:
             canonical = self.read()
@@ -160,11 +157,12 @@ def _legacy_layer(layer: legacy.LegacyLayer, infos: Mapping[str, TensorInfo]) ->
         return legacy.canonical_of(layer, tensors, shape)
 
     spec = ModuleSpec(layer.kernel, shape)
-    return _Layer(layer.name, spec, dtype, nnz, frozenset(keys.values()), read)
+    specs = formats.tensor_specs(layer.kernel, shape, dtype, nnz)
+    return _Layer(layer.name, spec, dtype, specs, frozenset(keys.values()), read)
 
 
 def _own_layer(name: str, spec: ModuleSpec, infos: Mapping[str, TensorInfo]) -> _Layer:
-    nnz = check_tensors(name, spec, infos, f"{name}.bias" in infos)
+    specs = check_tensors(name, spec, infos, f"{name}.bias" in infos)
     keys = {key: f"{name}.{key}" for key in formats.tensor_names(spec.format)}
 
     def read() -> Canonical:
@@ -173,8 +171,8 @@ def _own_layer(name: str, spec: ModuleSpec, infos: Mapping[str, TensorInfo]) -> 
         formats.validate(canonical, name)
         return canonical
 
-    dtype = infos[keys["values"]].dtype
-    return _Layer(name, spec, dtype, nnz, frozenset(keys.values()), read)
+    dtype = next(dtype for dtype, _ in specs.values() if dtype.is_floating_point)
+    return _Layer(name, spec, dtype, specs, frozenset(keys.values()), read)
 
 
 def _copy(name: str, info: TensorInfo) -> Part:

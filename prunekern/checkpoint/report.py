@@ -15,7 +15,7 @@ class SavedLayer:
 
     Attributes:
         name: In the model.
-        format: "2:4", "csr" or "bitmask".
+        format: One of `prunekern.formats.FORMATS`.
         shape: (N, K) of the dense weight.
         zeros: Share of weights that are zero.
         nbytes: Of its canonical tensors.
@@ -33,8 +33,9 @@ class SavedLayer:
     def of(cls, name: str, c: Canonical) -> SavedLayer:
         """The row of canonical tensors."""
         weights = c.shape[0] * c.shape[1]
-        zeros = 1 - int(c.values.count_nonzero()) / weights
-        size = weights * c.values.element_size()
+        values = formats.whole_numbers_of(c) if c.bits else c.values
+        zeros = 1 - int(values.count_nonzero()) / weights
+        size = weights * c.dtype.itemsize
         return cls(name, c.kernel, tuple(c.shape), zeros, formats.nbytes(c), size)
 
 

@@ -139,7 +139,9 @@ def _parts(model: nn.Module, dense: bool, rows: list[SavedLayer]) -> list[Part]:
         if dense:
             specs[f"{prefix}weight"] = (module.dtype, list(shape))
         else:
-            wanted = formats.tensor_specs(module.kernel, shape, module.dtype, module.nnz)
+            wanted = formats.tensor_specs(
+                module.kernel, shape, module.dtype, module.nnz, module.group_size
+            )
             specs |= {prefix + key: spec for key, spec in wanted.items()}
         parts.append(Part(specs, partial(_unpacked, name, module, own, dense, rows)))
     return parts

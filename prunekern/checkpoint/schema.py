@@ -29,7 +29,7 @@ class ModuleSpec:
     """A sparse layer.
 
     Attributes:
-        format: "2:4", "csr" or "bitmask".
+        format: One of `prunekern.formats.FORMATS`.
         shape: (N, K) of the dense weight.
     """
 

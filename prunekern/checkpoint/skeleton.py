@@ -16,12 +16,12 @@ from prunekern.nn import SparseLinear
 class PendingLinear(nn.Module):
     """A SparseLinear whose tensors are on their way: buffers on meta, named as in the file."""
 
-    def __init__(self, spec: ModuleSpec, linear: nn.Linear, nnz: int) -> None:
-        """Takes the place of `linear`, whose dtype is that of the values and whose bias stays."""
+    def __init__(self, spec: ModuleSpec, linear: nn.Linear, specs: formats.Specs) -> None:
+        """Takes the place of `linear`, whose dtype the floats will have and whose bias stays."""
         super().__init__()
         self.spec = spec
-        specs = formats.tensor_specs(spec.format, spec.shape, linear.weight.dtype, nnz)
         for name, (dtype, shape) in specs.items():
+            dtype = linear.weight.dtype if dtype.is_floating_point else dtype
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
         self.register_parameter("bias", linear.bias)
 
@@ -125,9 +125,9 @@ def swap_in(
         partner = tied_keys(model).get(f"{here}.weight")
         if partner is not None:
             raise ValueError(f"quantization_config: {name} must not be tied to {partner}")
-        nnz = check_tensors(name, spec, infos, linear.bias is not None)
+        tensors = check_tensors(name, spec, infos, linear.bias is not None)
         parent, _, child = here.rpartition(".")
-        setattr(model.get_submodule(parent), child, PendingLinear(spec, linear, nnz))
+        setattr(model.get_submodule(parent), child, PendingLinear(spec, linear, tensors))
 
 
 def tied_keys(model: nn.Module) -> dict[str, str]:
@@ -142,18 +142,26 @@ def alike(name: str, prefix: str) -> tuple[str, str, str]:
 
 def check_tensors(
     name: str, spec: ModuleSpec, infos: Mapping[str, TensorInfo], has_bias: bool
-) -> int:
-    """How many values a layer keeps; raises ValueError unless its tensors are as they must be."""
-    values = infos.get(f"{name}.values")
-    if values is None or values.dtype not in formats.DTYPES:
+) -> formats.Specs:
+    """Tensor -> dtype and shape of a layer in a file; ValueError unless they are as they must be."""
+    bits = formats.FORMATS[spec.format].bits
+    key = "scales" if bits else "values"
+    floats = infos.get(f"{name}.{key}")
+    if floats is None or floats.dtype not in formats.DTYPES:
         raise ValueError(
-            f"{name}: values must be in the file as float32, bfloat16 or float16, "
-            f"got {'nothing' if values is None else values.dtype}"
+            f"{name}: {key} must be in the file as float32, bfloat16 or float16, "
+            f"got {'nothing' if floats is None else floats.dtype}"
         )
-    nnz = values.shape[0] if len(values.shape) == 1 else 0
+    nnz = floats.shape[0] if len(floats.shape) == 1 else 0
     if nnz > spec.shape[0] * spec.shape[1]:
         raise ValueError(f"{name}: values must be fewer than weights {spec.shape}, got {nnz}")
-    wanted = formats.tensor_specs(spec.format, spec.shape, values.dtype, nnz)
+    group_size = None
+    if bits:
+        try:
+            group_size = formats.group_size_of(spec.shape[1], floats.shape[-1])
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"{name}: {error}, shape {list(floats.shape)}") from None
+    wanted = formats.tensor_specs(spec.format, spec.shape, floats.dtype, nnz, group_size)
     for key, (dtype, shape) in wanted.items():
         info = infos.get(f"{name}.{key}")
         got = None if info is None else (info.dtype, list(info.shape))
@@ -163,7 +171,7 @@ def check_tensors(
     extra = [k for k in infos if k.rpartition(".")[0] == name and k.rpartition(".")[2] not in known]
     if extra:
         raise ValueError(f"{name}: tensors must be {sorted(known)}, got {extra} besides")
-    return nnz
+    return wanted
 
 
 def _aligned(t: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ def generate(
     model: Model = None,
     tokens: Annotated[int, typer.Option(help="New ones, at most.")] = 64,
     kernel: Annotated[
-        str | None, typer.Option(help='Store targets as "2:4", "bitmask" or "csr" first.')
+        str | None, typer.Option(help='How to store targets first: "2:4", "2:4-int4", "csr", ...')
     ] = None,
     targets: Targets = "q_proj,v_proj",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "bfloat16",

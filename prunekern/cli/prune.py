@@ -31,7 +31,9 @@ def prune(
     window: Annotated[int | None, typer.Option(help="Tokens of each.")] = None,
     kernel: Annotated[
         str,
-        typer.Option(help='How to store it: "2:4", "bitmask", "csr", "dense" (with zeros).'),
+        typer.Option(
+            help='How to store it: "2:4", "2:4-int8", "2:4-int4", "bitmask", "csr", "dense".'
+        ),
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "bfloat16",
     state: Annotated[

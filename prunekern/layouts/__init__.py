@@ -4,7 +4,7 @@ A packed weight names its kernel: `Packed.layout` is the variant's name and its 
 `torch.ops.prunekern.<stem>_linear_<layout>` takes. The packers in C++ equal `pack_reference` bit
 for bit, and `unpack` is the exact inverse of both.
 
-sparse24.py, bitmask.py and csr.py draw the layouts of their format and pack and unpack them;
+sparse24.py, quantized24.py, bitmask.py and csr.py draw the layouts of their format and pack and unpack them;
 choice.py says which one a weight takes.
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from prunekern.formats import Canonical, Sparse24
-from prunekern.layouts import bitmask, csr, sparse24
+from prunekern.formats import Canonical
+from prunekern.layouts import bitmask, csr, quantized24, sparse24
 from prunekern.layouts.choice import (
     CAPABILITIES,
     LAYOUTS,
@@ -52,7 +52,13 @@ __all__ = [
 
 # Each with `pack(canonical, layout)`, `unpack(packed)` and, where ops in C++ pack, the shapes of
 # what they return: `fake_pack(layout, *arguments of the op)`.
-FORMATS = {"sparse24": sparse24, "bitmask": bitmask, "csr": csr}
+FORMATS = {
+    "sparse24": sparse24,
+    "sparse24_int8": quantized24,
+    "sparse24_int4": quantized24,
+    "bitmask": bitmask,
+    "csr": csr,
+}
 
 
 def pack(c: Canonical, layout: str) -> Packed:
@@ -65,8 +71,7 @@ def pack(c: Canonical, layout: str) -> Packed:
     packer = getattr(torch.ops.prunekern, f"{c.stem}_pack_{layout}", None)
     if packer is None or c.device.type != device_of(layout):
         return pack_reference(c, layout)
-    first, second = (c.values, c.meta) if isinstance(c, Sparse24) else (c.values, c.bitmask)
-    return Packed(c.stem, layout, c.shape, tuple(packer(first, second, *c.shape)))
+    return Packed(c.stem, layout, c.shape, tuple(packer(*c.tensors().values(), *c.shape)))
 
 
 def pack_reference(c: Canonical, layout: str) -> Packed:

@@ -11,6 +11,8 @@ _X86 = ("amx", "avx512bf16", "avx512", "avx2")
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "sparse24": ("sm90a", "sm80", *_X86, "scalar", "triton", "reference"),
     "bitmask": ("sm80", *_X86, "scalar", "triton", "reference"),
+    "sparse24_int8": ("scalar", "reference"),
+    "sparse24_int4": ("scalar", "reference"),
     "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")

@@ -15,7 +15,7 @@ class Packed:
     """A compressed weight in the reading order of one kernel.
 
     Attributes:
-        stem: sparse24, bitmask or csr.
+        stem: sparse24, sparse24_int8, sparse24_int4, bitmask or csr.
         layout: The variant whose order this is.
         shape: (N, K) of the dense weight.
         tensors: What the op takes after x, in its order.
@@ -28,8 +28,13 @@ class Packed:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the kept weights."""
-        return self.tensors[0].dtype
+        """Of the kept weights, or of their scales."""
+        return self.floats.dtype
+
+    @property
+    def floats(self) -> Tensor:
+        """The tensor that has the dtype of x: values, or scales where those are whole numbers."""
+        return next(t for t in self.tensors if t.is_floating_point())
 
     @property
     def nbytes(self) -> int:
