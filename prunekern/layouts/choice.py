@@ -11,8 +11,8 @@ _X86 = ("amx", "avx512bf16", "avx512", "avx2")
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "sparse24": ("sm90a", "sm80", *_X86, "scalar", "triton", "reference"),
     "bitmask": ("sm80", *_X86, "scalar", "triton", "reference"),
-    "sparse24_int8": ("scalar", "reference"),
-    "sparse24_int4": ("scalar", "reference"),
+    "sparse24_int8": ("sm80", "sm80a8", "scalar", "reference"),
+    "sparse24_int4": ("sm80", "scalar", "reference"),
     "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
@@ -22,6 +22,7 @@ RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass"), "cs
 CAPABILITIES = {
     "sm90a": ((9, 0), (9, 0)),
     "sm80": ((8, 0), (99, 9)),
+    "sm80a8": ((8, 0), (99, 9)),
     "simt": ((7, 5), (99, 9)),
     "triton": ((7, 5), (99, 9)),
     "cusparselt": ((8, 0), (99, 9)),
@@ -31,7 +32,9 @@ CAPABILITIES = {
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
     **dict.fromkeys(("amx", "avx512bf16"), (torch.bfloat16,)),
-    **dict.fromkeys(("sm90a", "sm80", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)),
+    **dict.fromkeys(
+        ("sm90a", "sm80", "sm80a8", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)
+    ),
 }
 
 
