@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all bench recovery gpu emulated emulation-report lint format clean
+.PHONY: compare test test-all browser bench recovery gpu emulated emulation-report lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -22,6 +22,11 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+# For the tests that look at compare.html; as root, on Debian and its like.
+browser:
+	command -v chromium >/dev/null || (apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium)
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)

@@ -10,7 +10,9 @@ from prunekern.compare.variants import DENSE, build, variants_for
 
 
 def test_comparison_from_folder_to_files(folder, tmp_path):
-    result = prunekern.compare(folder, out=tmp_path / "out", rounds=1, dtype="float32", threads=1)
+    result = prunekern.compare(
+        folder, out=tmp_path / "out", rounds=1, dtype="float32", threads=1, report="rows"
+    )
     names = [row["variant"] for row in result.rows]
     assert names == [
         "dense float32",
@@ -43,14 +45,15 @@ def test_comparison_from_folder_to_files(folder, tmp_path):
     markdown = (tmp_path / "out" / "compare.md").read_text()
     assert "2:4 float32" in markdown and "pruning alone gains nothing" in markdown
     page = (tmp_path / "out" / "compare.html").read_text()
-    assert page.count("<tr>") == 14 and 'src="http' not in page
+    assert all(page.count(f">{name}<") >= 4 for name in names) and "src=" not in page
+    assert document["sweep"] is document["sensitivity"] is None
     assert not list((tmp_path / "out").glob(".compare-*"))
 
 
 def test_removed_rows_stand_beside_the_others(folder, tmp_path):
     result = prunekern.compare(
         folder, out=tmp_path / "out", rounds=1, dtype="float32", threads=1, patterns=["2:4"],
-        structured=0.5,
+        structured=0.5, report="rows",
     )  # fmt: skip
     names = [row["variant"] for row in result.rows]
     assert names == ["dense float32", "2:4 float32", "heads removed float32",
@@ -68,7 +71,24 @@ def test_removed_rows_stand_beside_the_others(folder, tmp_path):
     assert "| heads removed float32 | 50% removed |" in markdown and "| - | - | - |" in markdown
     assert "with 33% of the MLPs' weights removed" in markdown
     assert "refitted on the first 16 windows" in markdown
-    assert 'src="http' not in (tmp_path / "out" / "compare.html").read_text()
+
+
+def test_full_report_has_the_layer_against_tokens_and_the_map_of_layers(folder, tmp_path):
+    result = prunekern.compare(
+        folder, out=tmp_path, rounds=1, dtype="float32", threads=1, patterns=["2:4"], report="full"
+    )
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert document == json.loads(json.dumps(result.document))
+    assert document["sweep"]["shape"] == [64, 64]
+    assert [line["storage"] for line in document["sweep"]["lines"]] == ["dense", "2:4"]
+    layers = document["sensitivity"]["layers"]
+    assert len(layers) == 14 and sum(layer["pruned"] for layer in layers) == 4
+    for layer in layers:
+        assert 0 < layer["error"]["2:4"] < 1 and layer["divergence"]["2:4"] > 0
+    page = (tmp_path / "compare.html").read_text()
+    assert "Roofline" in page and "divergence, nats/token" in page
+    markdown = (tmp_path / "compare.md").read_text()
+    assert "Layer of 64 x 64 against tokens" in markdown and "divergence, sum" in markdown
 
 
 def test_calibration_and_evaluation_share_no_token():
@@ -92,8 +112,9 @@ def test_perplexity_is_that_of_the_model(folder, tmp_path, llama):
     source = tmp_path / "text.txt"
     source.write_text("".join(chr(32 + (i * i) % 90) for i in range(1100)))
     result = prunekern.compare(
-        folder, out=tmp_path, rounds=1, dtype="float32", threads=1, patterns=[], text=source
-    )
+        folder, out=tmp_path, rounds=1, dtype="float32", threads=1, patterns=[], text=source,
+        report="rows",
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder).double()
     ids = AutoTokenizer.from_pretrained(folder)(source.read_text(), return_tensors="pt").input_ids[
         0
@@ -146,6 +167,7 @@ def test_every_variant_computes_what_its_dense_twin_does(variant, llama):
         ({"patterns": ["2:5:3"]}, "pattern must be"),
         ({"targets": "wq"}, "must match a Linear layer, got 'wq'"),
         ({"threads": 0}, "threads and rounds must be at least 1"),
+        ({"report": "long"}, "report must be one of rows, standard, full, got 'long'"),
         ({"text": "/nonexistent/file"}, "text must be a readable UTF-8 file"),
         ({"model": "./no-such-folder"}, "model must be a folder or hub name"),
     ],

@@ -17,12 +17,14 @@ KERNELS = sorted(FORMATS)
 
 
 def pruned(llama, kernel, dtype=torch.float32, **changes):
-    """A dense model pruned to what the kernel takes, and its swapped twin."""
+    """A dense model pruned to what the kernel takes, and rounded to it, and its swapped twin."""
     dense = llama(**changes).to(dtype)
-    pattern = "2:4" if kernel == "2:4" else "unstructured"
-    prunekern.prune(dense, pattern, targets="all-linear")
+    prunekern.prune(dense, FORMATS[kernel].pattern, targets="all-linear")
     sparse = copy.deepcopy(dense)
     prunekern.replace_linears(sparse, kernel, targets="all-linear", prune=False)
+    if FORMATS[kernel].bits:
+        dense = copy.deepcopy(sparse)
+        prunekern.restore_linears(dense)
     return dense, sparse
 
 
@@ -223,7 +225,7 @@ def _break(model, value):
 
 def test_bad_input_is_refused_before_anything_changes(llama):
     swap = prunekern.replace_linears
-    unchanged(llama(), lambda m: swap(m, "4:2"), "kernel must be one of 2:4, csr, bitmask")
+    unchanged(llama(), lambda m: swap(m, "4:2"), "kernel must be one of 2:4, 2:4-int8, ")
     unchanged(llama(), lambda m: swap(m, layout="sm70"), "layout of sparse24 must be one of")
     unchanged(
         llama(), lambda m: swap(m, layout="sm80"), "must have torch.bfloat16 or torch.float16"

@@ -143,7 +143,7 @@ def alike(name: str, prefix: str) -> tuple[str, str, str]:
 def check_tensors(
     name: str, spec: ModuleSpec, infos: Mapping[str, TensorInfo], has_bias: bool
 ) -> formats.Specs:
-    """Tensor -> dtype and shape of a layer in a file; ValueError unless they are as they must be."""
+    """Tensor -> dtype and shape of a layer in a file; ValueError unless they are right."""
     bits = formats.FORMATS[spec.format].bits
     key = "scales" if bits else "values"
     floats = infos.get(f"{name}.{key}")

@@ -37,6 +37,10 @@ def compare(
             help="Share of heads and of MLP channels removed for good, in rows of theirs."
         ),
     ] = 0.0,
+    report: Annotated[
+        str,
+        typer.Option(help='"rows", "standard", or "full": also what each layer alone costs.'),
+    ] = "standard",
     as_json: Json = False,
 ) -> None:
     """Prune a model in several ways; compare speed, memory and perplexity with dense.
@@ -56,6 +60,7 @@ def compare(
         out=out,
         rounds=rounds,
         structured=structured,
+        report=report,
     )
     if as_json:
         typer.echo((out / "compare.json").read_text())

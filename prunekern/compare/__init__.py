@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import statistics
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 from prunekern import ops
 from prunekern.compare import measure
 from prunekern.compare.report import CompareResult
+from prunekern.compare.sensitivity import Pruning, prunings_of
+from prunekern.compare.sweep import measure_sweep
 from prunekern.compare.text import calibration_windows, read_text, token_windows
 from prunekern.compare.variants import DENSE, Variant, variants_for
 from prunekern.compare.worker import Job, Worker, check_targets
@@ -33,6 +37,9 @@ __all__ = ["CompareResult", "compare"]
 PATTERNS = ("unstructured", "2:4")
 COMPARED_DTYPES = ("float32", "bfloat16")
 ROUNDS = 3
+# What is measured besides the rows: nothing; the layer against tokens and the error of each layer;
+# how far each layer alone moves the predictions as well.
+REPORTS = ("rows", "standard", "full")
 
 
 def compare(
@@ -48,6 +55,7 @@ def compare(
     out: str | Path = "results",
     rounds: int = ROUNDS,
     structured: float = 0.0,
+    report: str = "standard",
 ) -> CompareResult:
     """Prunes a model in several ways and measures each: the main job of this package.
 
@@ -70,9 +78,12 @@ def compare(
         structured: Share of heads and of MLP channels that are really removed, each in a row of its
             own: by activation and refitted, on the first windows of the text. In [0, 1); 0 for no
             such rows.
+        report: "rows" measures no more than the rows of the tables; "standard" also a layer at 1 to
+            512 tokens and the error that pruning makes in each layer, less than a minute for a
+            small model; "full" also how far each layer alone moves the predictions, a pass each.
 
     Returns:
-        Rows, environment and verdict, as written.
+        Rows, sweep, sensitivity, environment and verdict, as written.
 
     Raises:
         ValueError: An argument that is not one of the above; nothing was written.
@@ -84,6 +95,8 @@ def compare(
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1 or rounds < 1:
         raise ValueError(f"compare: threads and rounds must be at least 1, got {threads}, {rounds}")
+    if report not in REPORTS:
+        raise ValueError(f"compare: report must be one of {', '.join(REPORTS)}, got {report!r}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -95,11 +108,16 @@ def compare(
         calibration = calibration_windows(loaded_tokenizer, words) if structured else None
         targets = targets if isinstance(targets, str) else tuple(targets)
         jobs = [Job(folder, v, targets, threads, windows, calibration, scratch) for v in variants]
-        rows = _measure(jobs, windows, rounds, folder, console)
+        prunings = [] if report == "rows" else prunings_of(patterns, sparsity)
+        rows, sensitivity = _measure(jobs, windows, rounds, prunings, report == "full", console)
+        sweep = None
+        if report != "rows":
+            with console.status(f"layer of {rows[0]['commonest_shape']} at 1 to 512 tokens"):
+                sweep = _sweep(rows[0]["commonest_shape"], patterns, dtypes, threads)
     environment = _environment(name, threads, windows, text, rounds)
     if calibration is not None:
         environment["calibration_windows"] = len(calibration)
-    result = CompareResult(rows, environment)
+    result = CompareResult(rows, environment, sweep, sensitivity)
     result.write(out)
     return result
 
@@ -144,9 +162,15 @@ def _check_model(folder: str, targets: Sequence[str] | str, structured: bool) ->
 
 
 def _measure(
-    jobs: list[Job], windows: Tensor, rounds: int, folder: str, console: Console
-) -> list[dict[str, Any]]:
-    together = _fit_together(folder, len(jobs))
+    jobs: list[Job],
+    windows: Tensor,
+    rounds: int,
+    prunings: list[Pruning],
+    full: bool,
+    console: Console,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The rows, and how each layer bears the prunings, or None where there are none."""
+    together = _fit_together(jobs[0].folder, len(jobs))
     groups = [jobs] if together else [[job] for job in jobs]
     columns = (
         TextColumn("{task.description:<44}"),
@@ -155,6 +179,7 @@ def _measure(
         TimeElapsedColumn(),
     )
     rows: dict[Variant, dict[str, Any]] = {}
+    sensitivity = None
     with Progress(*columns, console=console) as progress:
         load = progress.add_task("load, prune, compress", total=len(jobs))
         speed = progress.add_task("speed and memory", total=len(jobs) * rounds)
@@ -181,10 +206,45 @@ def _measure(
                     progress.update(quality, description=f"perplexity  {worker.variant.name}")
                     rows[worker.variant]["nll"] = _nll(worker, rows, windows)
                     progress.advance(quality)
+                if workers and workers[0].variant is jobs[0].variant and prunings:
+                    sensitivity = _sensitivity(workers[0], prunings, full, windows, progress)
             finally:
                 for worker in workers:
                     worker.stop()
-    return [_row(job, rows, windows) for job in jobs]
+    return [_row(job, rows, windows) for job in jobs], sensitivity
+
+
+def _sensitivity(
+    worker: Worker, prunings: list[Pruning], full: bool, windows: Tensor, progress: Progress
+) -> dict[str, Any]:
+    """What `sensitivity.py` measures, by the worker that has the dense model."""
+    task = progress.add_task("error of each layer", total=1)
+    layers = worker.ask("errors", prunings)
+    progress.advance(task)
+    if full:
+        task = progress.add_task("divergence by layer", total=len(layers) * len(prunings))
+        for layer in layers:
+            layer["divergence"] = {}
+            for pruning in prunings:
+                progress.update(task, description=f"divergence  {layer['name']}")
+                moved = worker.ask("divergence", layer["name"], pruning)
+                layer["divergence"][pruning.label] = moved
+                progress.advance(task)
+    return {
+        "dtype": worker.variant.dtype,
+        "text_tokens": windows.shape[1],
+        "prunings": [pruning.label for pruning in prunings],
+        "layers": layers,
+    }
+
+
+def _sweep(
+    shape: tuple[int, int], patterns: Sequence[str], dtypes: Sequence[str], threads: int
+) -> dict[str, Any]:
+    """The sweep in a process of its own: this one's threads stay as they are."""
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure_sweep, shape, patterns, dtypes, threads).result()
 
 
 def _fit_together(folder: str, count: int) -> bool:

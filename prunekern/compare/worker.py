@@ -137,6 +137,7 @@ def _load(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from prunekern.compare import measure
+    from prunekern.compare.sweep import commonest_shape
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(job.threads)
@@ -161,6 +162,7 @@ def _load(job: Job, state: dict[str, Any]) -> dict[str, Any]:
         "layers": len(names),
         "layer_name": names[largest],
         "layer_shape": tuple(shapes[largest]),
+        "commonest_shape": commonest_shape([tuple(shape) for shape in shapes]),
         "sparsity": 1 - left / count,
         "dense_weight_bytes": dense_bytes,
         "pruned_weight_bytes": sum(weight_bytes(layer) for layer in layers),
@@ -196,7 +198,28 @@ def _speed(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_REQUESTS = {"load": _load, "nll": _nll, "speed": _speed}
+def _errors(job: Job, state: dict[str, Any], prunings: list[Any]) -> list[dict[str, Any]]:
+    from prunekern.compare.sensitivity import layer_errors
+
+    return layer_errors(state["model"], job.targets, prunings, job.windows[:1])
+
+
+def _divergence(job: Job, state: dict[str, Any], name: str, pruning: Any) -> float:
+    from prunekern.compare.sensitivity import divergence, log_probabilities
+
+    model, window = state["model"], job.windows[:1]
+    if "log_probabilities" not in state:
+        state["log_probabilities"] = log_probabilities(model, window)
+    return divergence(model, name, pruning, window, state["log_probabilities"])
+
+
+_REQUESTS = {
+    "load": _load,
+    "nll": _nll,
+    "speed": _speed,
+    "errors": _errors,
+    "divergence": _divergence,
+}
 
 
 def check_targets(model: Any, targets: Sequence[str] | str) -> None:

@@ -4,8 +4,8 @@ A packed weight names its kernel: `Packed.layout` is the variant's name and its 
 `torch.ops.prunekern.<stem>_linear_<layout>` takes. The packers in C++ equal `pack_reference` bit
 for bit, and `unpack` is the exact inverse of both.
 
-sparse24.py, quantized24.py, bitmask.py and csr.py draw the layouts of their format and pack and unpack them;
-choice.py says which one a weight takes.
+sparse24.py, quantized24.py, bitmask.py and csr.py draw the layouts of their format and pack and
+unpack them; choice.py says which one a weight takes.
 """
 
 from __future__ import annotations
