@@ -35,6 +35,9 @@ TOKENS = (1, 8, 16, 64, 128, 512)
 KERNELS: dict[str, tuple[Callable[[int, int], Run | None], bool]] = {
     "prunekern 2:4 sm80": (lambda M, sms: ours("sm80", M, sms), False),
     "prunekern 2:4 sm90a": (lambda M, sms: ours("sm90a", M, sms), True),
+    "prunekern 2:4-int8 sm80": (lambda M, sms: ours("int8-sm80", M, sms), False),
+    "prunekern 2:4-int8 sm80a8": (lambda M, sms: ours("int8-sm80a8", M, sms), False),
+    "prunekern 2:4-int4 sm80": (lambda M, sms: ours("int4-sm80", M, sms), False),
     "prunekern 2:4 triton": (triton_sparse, False),
     "CUTLASS 2:4 SM80": (lambda M, sms: cutlass("sm80", "sparse", M), False),
     "CUTLASS dense SM80": (lambda M, sms: cutlass("sm80", "dense", M), False),
@@ -75,7 +78,7 @@ def chip_rows(chip: str) -> list[list[str]]:
         runs = [run_at(M, CHIPS[chip].sms) for M in TOKENS]
         times = [run and modelled(CHIPS[chip], run.work) for run in runs]
         rows.append([name, *map(cell, times)])
-        if name.startswith("prunekern"):
+        if name.startswith("prunekern 2:4 "):
             for M, time in zip(TOKENS, times, strict=True):
                 best[M] = min(best[M], time.seconds if time else float("inf"))
     dense = {M: ideal(chip, M, sparse=False) for M in TOKENS}

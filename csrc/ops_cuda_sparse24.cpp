@@ -78,8 +78,8 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
     check_capability(op, facts, V.first_capability, V.last_capability, V.capabilities);
     return product(op, x, bias, N, K, K, device, facts, [&](const CudaProblem& problem) {
         prepare_once<V>(device.index());
-        return V.launch(problem, {values.const_data_ptr(),
-                                  static_cast<const int32_t*>(meta.const_data_ptr())});
+        return V.launch(
+            problem, {values.const_data_ptr(), static_cast<const int32_t*>(meta.const_data_ptr())});
     });
 }
 
@@ -220,10 +220,10 @@ SPARSE24(sm80, 80, INT32_MAX, "8.0 or more", nullptr);
 SPARSE24(sm90a, 90, 90, "9.0", sparse24_prepare_sm90a);
 #endif
 
-#define SPARSE24_INT(bits, variant, rounds_x)                                            \
-    constexpr QuantizedVariant k24Int##bits##_##variant {                                \
-        "sparse24_int" #bits "_linear_" #variant, bits, rounds_x,                        \
-            sparse24_int##bits##_linear_##variant                                        \
+#define SPARSE24_INT(bits, variant, rounds_x)                     \
+    constexpr QuantizedVariant k24Int##bits##_##variant {         \
+        "sparse24_int" #bits "_linear_" #variant, bits, rounds_x, \
+            sparse24_int##bits##_linear_##variant                 \
     }
 SPARSE24_INT(8, sm80, false);
 SPARSE24_INT(8, sm80a8, true);
@@ -237,9 +237,8 @@ STABLE_TORCH_LIBRARY_IMPL(prunekern, CUDA, m) {
     m.impl("sparse24_pack_" #variant, TORCH_BOX(&sparse24_pack<k24_##variant>));     \
     m.impl("sparse24_unpack_" #variant, TORCH_BOX(&sparse24_unpack<k24_##variant>))
 
-#define IMPL24_INT(bits, variant)                \
-    m.impl(k24Int##bits##_##variant.op,          \
-           TORCH_BOX(&quantized_linear<k24Int##bits##_##variant>))
+#define IMPL24_INT(bits, variant) \
+    m.impl(k24Int##bits##_##variant.op, TORCH_BOX(&quantized_linear<k24Int##bits##_##variant>))
 
     IMPL24(sm80);
     IMPL24_INT(8, sm80);

@@ -207,11 +207,11 @@ __device__ __forceinline__ uint32_t mask_flip(uint32_t v) {
 }
 
 // fma.rn: a b + c of two pairs of 16-bit elements, rounded once.
-#define FMA_PAIRS(Element, type)                                                                   \
-    __device__ __forceinline__ uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c, Element) {   \
-        uint32_t d;                                                                                \
-        asm("fma.rn." type "x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));               \
-        return d;                                                                                  \
+#define FMA_PAIRS(Element, type)                                                                 \
+    __device__ __forceinline__ uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c, Element) { \
+        uint32_t d;                                                                              \
+        asm("fma.rn." type "x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));             \
+        return d;                                                                                \
     }
 FMA_PAIRS(__half, "f16")
 FMA_PAIRS(__nv_bfloat16, "bf16")

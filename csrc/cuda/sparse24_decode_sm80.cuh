@@ -173,8 +173,7 @@ __global__ void __launch_bounds__(kThreads, kDecodeBlocksPerSm)
     W warp(p, smem_x);
     const Output<typename Step::Element> out{p.y, p.bias, p.M, p.N};
     p.stripes.for_segments(blockIdx.x, [&](int row_group, int column, int length) {
-        warp.multiply(p, row_group, column + warp.warp,
-                      (length - warp.warp + kWarps - 1) / kWarps);
+        warp.multiply(p, row_group, column + warp.warp, (length - warp.warp + kWarps - 1) / kWarps);
         float4 sums[kTiles / kWarps];
         add_warps<kWarps>(reinterpret_cast<float (&)[kTiles][4]>(warp.acc), sums, smem_sums);
         if (!combine<WholeBlock<kThreads>>(sums, p.stripes, row_group, p.workspace)) return;

@@ -23,7 +23,8 @@
 //          word h: columns 8 h + 2 t + {0, 1} of the step; bytes: the first of them of rows g and
 //          g + 8, then the second of both
 //   values [R][C][2 steps][32 lanes][4 row tiles]                     4 bits, one word
-//          nibbles 0-3: column 2 t of rows g and g + 8, column 2 t + 8 of both; 4-7: the next columns
+//          nibbles 0-3: column 2 t of rows g and g + 8, column 2 t + 8 of both; 4-7: the next
+//          columns
 //   scales [R][S][8 g][4 row tiles][2]   16-bit elements: a lane loads those of its eight rows, g
 //          and g + 8 of each tile, at once. S = 1 is one for all of a row, else one serves 2^shift
 //          steps and S = ceil(2 C / 2^shift)

@@ -1,7 +1,8 @@
 // The sm80a8 variant of the 2:4 product: values of 8 bits, and x rounded to 8 bits token by token.
 //
-//   x [M, K]  --quantise-->  whole numbers int8 [M, Kp], scales float [M]     Kp = K to a multiple of 16
-//   y[m, n] = sum of whole numbers, exact in 32 bits, times scale[m] times W's scale[n], plus bias[n]
+//   x [M, K]  --quantise-->  whole numbers int8 [M, Kp], scales float [M]     Kp = K to a multiple
+//   of 16 y[m, n] = sum of whole numbers, exact in 32 bits, times scale[m] times W's scale[n], plus
+//   bias[n]
 //
 // To the product a pair of numbers is a column of 16 bits: the kernels are those of 16-bit values,
 // with mma.sp m16n8k64 in place of m16n8k32, which takes as long: half as many for the same weight.
@@ -14,7 +15,7 @@
 namespace prunekern {
 namespace {
 
-constexpr float kMost = 127, kLeast = 0x1p-100f;  // below it a row counts as zeros
+constexpr float kMost = 127, kLeast = 0x1p-100f;               // below it a row counts as zeros
 constexpr int kThreads = 256, kWarpLanes = 32, kElements = 8;  // of a 16-byte piece of x
 
 // The largest magnitude that threads have, by its bits: NaN is above infinity and stays.

@@ -155,8 +155,7 @@ struct Warp {
                     constexpr int kAhead = step.value + kDepth;
                     if (kTurn + kAhead / kSteps < count)
                         load<kAhead>(steps[(kStep + kDepth) % (kDepth + 1)], meta, kTurn);
-                    multiply<kStage, step.value>(steps[kStep % (kDepth + 1)],
-                                                 meta[kTurn % kWords]);
+                    multiply<kStage, step.value>(steps[kStep % (kDepth + 1)], meta[kTurn % kWords]);
                 });
                 weight.template advance<1>();
             });
@@ -208,11 +207,10 @@ cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight&
                                   const Sparse24Plan& plan) {
     using namespace prefill_sm80;
     const bool wide = plan.token_warps == 2;
-    auto* kernel = plan.token_tiles == 4
-                       ? (wide ? sparse24_prefill_sm80_kernel<Step, 2, 4>
-                               : sparse24_prefill_sm80_kernel<Step, 1, 4>)
-                       : (wide ? sparse24_prefill_sm80_kernel<Step, 2, 8>
-                               : sparse24_prefill_sm80_kernel<Step, 1, 8>);
+    auto* kernel = plan.token_tiles == 4 ? (wide ? sparse24_prefill_sm80_kernel<Step, 2, 4>
+                                                 : sparse24_prefill_sm80_kernel<Step, 1, 4>)
+                                         : (wide ? sparse24_prefill_sm80_kernel<Step, 2, 8>
+                                                 : sparse24_prefill_sm80_kernel<Step, 1, 8>);
     return launch(kernel, {plan.stripes.blocks, kRowWarps * plan.token_warps * kLanes},
                   problem.stream, arguments_of(problem, weight, plan));
 }

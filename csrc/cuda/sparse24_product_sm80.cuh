@@ -1,4 +1,5 @@
-// The sm80 variant of the 2:4 product: few tokens or many (sparse24_sm80.h), by the bits of a value.
+// The sm80 variant of the 2:4 product: few tokens or many (sparse24_sm80.h), by the bits of a
+// value.
 #pragma once
 #include "sparse24_decode_sm80.cuh"
 #include "sparse24_prefill_sm80.cuh"

@@ -20,7 +20,8 @@
 //
 // Scales on the accumulators instead would take 4 fma a token tile where 4 here serve all of them.
 //
-// Where x has 8 bits too (sparse24_bytes.h) values are fragments of another instruction as they lie.
+// Where x has 8 bits too (sparse24_bytes.h) values are fragments of another instruction as they
+// lie.
 #pragma once
 #include "elements.cuh"
 #include "ptx.cuh"

@@ -50,8 +50,30 @@ _KINDS = {cls.stem: cls for cls in FORMATS.values()}
 # its row g; column tile C, step, half of that, t, first or second.
 _AXES = (2, 2, 2, 8), (2, 2, 4, 2)
 _TO_LANES = {
-    8: (0, 5, 6, 1, 4, 8, 2, 7, 9, 3),  # R, C, step, pair, g, t, tile, column half, second, row half
-    4: (0, 5, 6, 4, 8, 1, 2, 9, 7, 3),  # R, C, step, g, t, pair, tile, second, column half, row half
+    8: (
+        0,
+        5,
+        6,
+        1,
+        4,
+        8,
+        2,
+        7,
+        9,
+        3,
+    ),  # R, C, step, pair, g, t, tile, column half, second, row half
+    4: (
+        0,
+        5,
+        6,
+        4,
+        8,
+        1,
+        2,
+        9,
+        7,
+        3,
+    ),  # R, C, step, g, t, pair, tile, second, column half, row half
 }
 
 
@@ -116,7 +138,6 @@ def _unpack_sm80(packed: Packed) -> QuantizedSparse24:
         rows = rows[:, : -(-K // MIN_GROUP)]
     meta = unpack_panel_meta(meta, packed.shape)
     return from_whole(cls, whole.char(), meta, rows[:N].contiguous(), packed.shape)
-
 
 
 # Canonical nibbles of sm80a8 as axes: R, row tile, row half u, g; C, step, half h, group of it.

@@ -1,5 +1,5 @@
-// A launcher of the 2:4 product, PRUNEKERN_TEST_LAUNCHER, and what it plans behind a C interface, for
-// tests that run it in the emulator.
+// A launcher of the 2:4 product, PRUNEKERN_TEST_LAUNCHER, and what it plans behind a C interface,
+// for tests that run it in the emulator.
 #include "../../csrc/cuda/kernels_cuda.h"
 #include "../../csrc/cuda/sparse24_sm80.h"
 
@@ -7,8 +7,8 @@ using namespace prunekern;
 
 extern "C" {
 int linear(int64_t M, int64_t N, int64_t K, int64_t sms, int64_t scale_count, int is_half,
-           const void* x, const void* values, const void* meta, const void* scales,
-           void* rounded, const void* bias, void* y, void* workspace) {
+           const void* x, const void* values, const void* meta, const void* scales, void* rounded,
+           const void* bias, void* y, void* workspace) {
     const DType dtype = is_half ? DType::kFloat16 : DType::kBFloat16;
     const CudaProblem problem{x, y, bias, M, N, K, dtype, workspace, sms, nullptr, rounded};
     return PRUNEKERN_TEST_LAUNCHER(
