@@ -20,8 +20,8 @@
 //
 // Scales on the accumulators instead would take 4 fma a token tile where 4 here serve all of them.
 //
-// Where x has 8 bits too (sparse24_bytes.h) values are fragments of another instruction as they
-// lie.
+// Where x has 8 bits too (sparse24_int8_sm80a8.cu) values are fragments as they lie, of another
+// instruction.
 #pragma once
 #include "elements.cuh"
 #include "ptx.cuh"
