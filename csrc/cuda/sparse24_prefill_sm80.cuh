@@ -16,11 +16,13 @@
 // path to registers moves a wavefront of 128 bytes a clock. For a warp's 64 mma.sp of a turn: 36
 // wavefronts of W, 64 of ldmatrix and its share of 16 of the copies of x: 1.81 a mma.sp, so the
 // tensor core binds. W by way of shared memory would add its writes: 2.1 to 2.3, and they would
-// bind. Whole numbers of 8 and 4 bits are expanded where they arrive, once for all tokens of the
-// warp: 4 to 5 instructions a mma.sp where eight are issued meanwhile, so there is no tile count from
-// which making W dense first would pay. 128 accumulators leave one block of 8 warps a multiprocessor; a step's 32 mma.sp of the two
+// bind. 128 accumulators leave one block of 8 warps a multiprocessor; a step's 32 mma.sp of the two
 // warps of a scheduler last 512 clocks, longer than L2 takes. At 64 tokens and fewer W's bytes
 // bind: half the accumulators leave registers for three steps of W in flight.
+//
+// Whole numbers of 8 and 4 bits are expanded where they arrive, once for all tokens of the warp: 4
+// to 5 instructions a mma.sp, during which eight can be issued. So the tensor core binds as before,
+// and there is no number of tokens from which making W dense first would pay.
 #pragma once
 #include "combine.cuh"
 #include "launch.h"
