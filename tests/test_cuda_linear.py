@@ -53,7 +53,7 @@ def with_variants(names, cases, slow=lambda case: False):
 
 def check(kernel, sizes, sms, dtype, workspace=None, **options):
     """Both kinds of numbers: random ones within the tolerance, whole ones to the bit."""
-    group_size = GROUP_SIZES[(sizes[1] + sizes[2] // 8) % 4]
+    group_size = GROUP_SIZES[(sizes[0] + sizes[1] + sizes[2] // 8) % 4]
     case = kernel.case(*sizes, dtype, bias=sum(sizes) % 2 == 0, group_size=group_size)
     y, _ = kernel.product(case, sms, workspace, **options)
     kernel.assert_right(y, case, (*sizes, sms))
