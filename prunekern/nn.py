@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ class SparseLinear(nn.Module):
         nnz: How many values are stored, for 2:4 two of every four; of int4, pairs of them.
         group_size: Inputs that share a scale, for int8 and int4; else None.
         bias: Parameter [N] or None.
+        values, meta, ...: The canonical tensors of the format, unpacked at each access.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class SparseLinear(nn.Module):
 
     def canonical(self) -> Canonical:
         """The weight in its canonical format."""
-        return unpack(self._packed)
+        return self._unpacked()
 
     @property
     def weight(self) -> Tensor:
@@ -127,7 +130,10 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]; the op checks x and says what is wrong with it."""
         # _parameters and not self.bias: nn.Module.__getattr__ would cost as much as a small layer.
-        bias = self._parameters["bias"]
+        return self.product(x, self._parameters["bias"])
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[..., K] -> x W^T + bias [..., N], whatever the layer's own bias is."""
         if torch.is_grad_enabled() and (
             x.requires_grad or (bias is not None and bias.requires_grad)
         ):
@@ -143,6 +149,15 @@ class SparseLinear(nn.Module):
 
     # ------------------------------------------------------------------ packing, moving, saving
 
+    def __getattr__(self, name: str):
+        # By the names that a state dict has: torch.distributed.checkpoint asks for each of them.
+        if "_packed" in self.__dict__ and name in formats.tensor_names(self.kernel):
+            return getattr(self._unpacked(), name)
+        return super().__getattr__(name)
+
+    def _unpacked(self) -> Canonical:
+        return unpack(self._packed)
+
     def _set(self, canonical: Canonical, layout: str | None) -> None:
         if layout is None:
             layout = default_layout(canonical.stem, canonical.device, canonical.dtype)
@@ -153,9 +168,9 @@ class SparseLinear(nn.Module):
         self.nnz, self.group_size = canonical.values.numel(), canonical.group_size
         self._packed, self._op, self._tensors = packed, op, packed.tensors
         # As buffers they count in get_memory_footprint() and the like; files hold canonical
-        # tensors.
+        # tensors. DDP sends buffers: see `sendable`.
         for i, tensor in enumerate(packed.tensors):
-            self.register_buffer(f"packed_{i}", tensor, persistent=False)
+            self.register_buffer(f"packed_{i}", sendable(tensor), persistent=False)
 
     def _apply(self, fn, recurse=True):
         buffers, self._buffers = self._buffers, {}
@@ -168,7 +183,7 @@ class SparseLinear(nn.Module):
         if probe.device.type == "meta":
             raise ValueError("SparseLinear: the device must hold data, got meta")
         if (probe.dtype, probe.device) != (old.dtype, old.device):
-            self._set(self.canonical().map(fn), None)
+            self._set(self._unpacked().map(fn), None)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -232,6 +247,11 @@ class SparseLinear(nn.Module):
             self._set(canonical, None)
 
 
+def sendable(t: Tensor) -> Tensor:
+    """A uint16 tensor as bytes, which DDP can broadcast where no backend knows 16-bit integers."""
+    return t.view(torch.uint8) if t.dtype == torch.uint16 else t
+
+
 def prune_to_24(weight: Tensor) -> Tensor:
     """The weight, by magnitude 2:4 where it is not yet."""
     if not count_broken_groups(weight):
@@ -244,3 +264,25 @@ def count_broken_groups(weight: Tensor) -> int:
     """Groups of four inputs with more than two non-zeros: 0 if the weight is 2:4."""
     groups = formats.groups_of_four(weight.detach())
     return int(((groups != 0).sum(-1) > 2).sum())
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target` the hooks that were registered on `source`."""
+    for hooks in (
+        "_forward_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    ):
+        getattr(target, hooks).update(getattr(source, hooks))
+
+
+def release_memory() -> None:
+    """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass  # another C library: nothing to ask for

@@ -32,12 +32,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prunekern.formats import FORMATS, QuantizedSparse24
+from prunekern.formats import FORMATS, QuantizedSparse24, meta_of_nibbles
 from prunekern.formats.quantized import MIN_GROUP, from_whole, whole_numbers_of
 from prunekern.layouts.packed import Packed
 from prunekern.layouts.sparse24 import (
     inverse,
-    meta_of,
     pack_panel_meta,
     pack_panel_values,
     padded_nibbles,
@@ -173,7 +172,7 @@ def _unpack_a8(packed: Packed) -> QuantizedSparse24:
     nibbles = nibbles.permute(inverse(_A8_META_TO_LANES)).reshape(64 * R, 32 * C)
     return _KINDS[packed.stem](
         values=pairs.view(torch.int8),
-        meta=meta_of(nibbles[:N, :G]),
+        meta=meta_of_nibbles(nibbles[:N, :G]),
         scales=scales.view(N, 1),
         shape=packed.shape,
     )
