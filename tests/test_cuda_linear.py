@@ -1,5 +1,6 @@
 """The CUDA 2:4 products against float64, run by their own launch code in the emulator."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 TOKENS = (*range(1, 18), 31, 63, 64, 65, 127, 129, 300)
 FEATURES = (1, 8, 63, 64, 65, 130, 300)
 COLUMNS = (8, 64, 72, 136, 1032)
+SHORTEST = ((1, 65), (9, 130), (17, 65), (65, 130))
 SHORT_TOKENS, SHORT_FEATURES = (1, 7, 8, 9, 16, 17, 63, 65, 129), (1, 65, 130)
 # (M, N, K, sms) of each kernel: how the tiles of y are shared out among blocks.
 SPLITS = {
@@ -35,13 +37,13 @@ def kernel(request, nvcc):
     return linear(request.param)
 
 
-def with_variants(names, cases, slow=lambda case: False):
+def with_variants(names, cases, slow=lambda name, case: False):
     """Parametrizes `kernel` and `names`: each variant with the cases, M first, that are its own."""
     params = [
         pytest.param(
             name,
             *case,
-            marks=[pytest.mark.slow] if slow(case) else [],
+            marks=[pytest.mark.slow] if slow(name, case) else [],
             id="-".join(map(str, (name, *case))),
         )
         for name, variant in VARIANTS.items()
@@ -67,12 +69,15 @@ def check(kernel, sizes, sms, dtype, workspace=None, **options):
     assert torch.equal(y, exact.to(dtype)), (*sizes, sms)
 
 
-def short(case):
-    return case[0] in SHORT_TOKENS and case[1] in SHORT_FEATURES
+def long(name, case):
+    """Whole numbers are multiplied by the kernels of 16-bit values: less of the same."""
+    if VARIANTS[name].kernel != "2:4":
+        return case not in SHORTEST
+    return case[0] not in SHORT_TOKENS or case[1] not in SHORT_FEATURES
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@with_variants("M, N", list(itertools.product(TOKENS, FEATURES)), slow=lambda c: not short(c))
+@with_variants("M, N", list(itertools.product(TOKENS, FEATURES)), slow=long)
 def test_product(kernel, M, N, dtype):
     for i, K in enumerate(COLUMNS):
         check(kernel, (M, N, K), sms=1 + (M + i) % 3, dtype=dtype, seed=M % 2)
@@ -108,6 +113,16 @@ def test_unshared_tiles_leave_the_workspace_alone(kernel, M, N, K, sms):
     _, counters = kernel.product(kernel.case(M, N, K, torch.float16), sms)
     assert not counters.atomics
     assert not counters.reads["workspace"].asked and not counters.writes["workspace"].asked
+
+
+@pytest.mark.parametrize("M", [16, 256])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", ["int8-sm80", "int4-sm80"], indirect=True)
+def test_every_number_becomes_what_decompress_makes_of_it(kernel, dtype, M):
+    case = kernel.case(M, 128, 256, dtype, bias=False, group_size=32)
+    one_by_one = dataclasses.replace(case, x=torch.eye(256, dtype=dtype)[:M].contiguous())
+    y, _ = kernel.product(one_by_one, sms=1)
+    assert torch.equal(y, case.weight[:, :M].t())
 
 
 @with_variants("M, N, K", [(M, 130, 136) for M in (8, 16, 31, 63, 129)])
