@@ -94,13 +94,14 @@ NOTES = f"""# 2:4 beside CUTLASS: emulated and modelled, not measured
 Written by `make emulated`. Each kernel was compiled for its GPU and run in an emulator on a CPU:
 counts are exact and **emulated**; times are **modelled** by `prunekern/compare/roofline.py`, which
 says what it assumes. y = x Wᵀ, fp16, N = K = {N}, M tokens. CUTLASS takes tokens in eights.
+int8 and int4 have a scale for 64 inputs; sm80a8 one a row, and its rounding of x is not counted.
 Storages of any pattern: [emulated-unstructured.md](emulated-unstructured.md).
 
 ## Emulated counters
 
 Instructions are of warps, as PTX has them: machine code has some more and some less. A product is
-one mma.sp m16n8k32 or mma m16n8k16, which take equally long; one wgmma of a warpgroup is 64 of
-them. Wavefronts: 128 bytes each on the data path of shared memory and L1, a shuffle being one; what
+one mma.sp m16n8k32, mma.sp m16n8k64 of bytes or mma m16n8k16, which take equally long; one wgmma
+of a warpgroup is 64 of them. Wavefronts: 128 bytes each on the data path of shared memory and L1, a shuffle being one; what
 wgmma reads there is computed, not counted. Megabytes are those that all blocks ask for, not those
 of DRAM. Plans are for {REFERENCE_SMS["sm80"]} (sm80) and {REFERENCE_SMS["sm90a"]} (sm90a)
 multiprocessors."""

@@ -1,8 +1,7 @@
 // The sm80a8 variant of the 2:4 product: values of 8 bits, and x rounded to 8 bits token by token.
 //
-//   x [M, K]  --quantise-->  whole numbers int8 [M, Kp], scales float [M]     Kp = K to a multiple
-//   of 16 y[m, n] = sum of whole numbers, exact in 32 bits, times scale[m] times W's scale[n], plus
-//   bias[n]
+//   x [M, K]  ──▶  whole numbers int8 [M, K rounded up to 16], scales float [M]: largest / 127
+//   y[m, n] = sum of products of whole numbers, exact in 32 bits, * scale[m] * W's scale[n] + bias
 //
 // To the product a pair of numbers is a column of 16 bits: the kernels are those of 16-bit values,
 // with mma.sp m16n8k64 in place of m16n8k32, which takes as long: half as many for the same weight.
