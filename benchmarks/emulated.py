@@ -103,7 +103,8 @@ Instructions are of warps, as PTX has them: machine code has some more and some 
 one mma.sp m16n8k32, mma.sp m16n8k64 of bytes or mma m16n8k16, which take equally long; one wgmma
 of a warpgroup is 64 of them. Wavefronts: 128 bytes each on the data path of shared memory and L1,
 a shuffle being one; what wgmma reads there is computed, not counted. Megabytes are those that
-all blocks ask for, not those of DRAM. Plans are for {REFERENCE_SMS["sm80"]} (sm80) and {REFERENCE_SMS["sm90a"]} (sm90a)
+all blocks ask for, not those of DRAM. Plans are for
+{REFERENCE_SMS["sm80"]} (sm80) and {REFERENCE_SMS["sm90a"]} (sm90a)
 multiprocessors."""
 
 COUNTER_HEADER = [
