@@ -35,6 +35,9 @@ TOKENS = (1, 8, 16, 64, 128, 512)
 KERNELS: dict[str, tuple[Callable[[int, int], Run | None], bool]] = {
     "prunekern 2:4 sm80": (lambda M, sms: ours("sm80", M, sms), False),
     "prunekern 2:4 sm90a": (lambda M, sms: ours("sm90a", M, sms), True),
+    "prunekern 2:4-int8 sm80": (lambda M, sms: ours("int8-sm80", M, sms), False),
+    "prunekern 2:4-int8 sm80a8": (lambda M, sms: ours("int8-sm80a8", M, sms), False),
+    "prunekern 2:4-int4 sm80": (lambda M, sms: ours("int4-sm80", M, sms), False),
     "prunekern 2:4 triton": (triton_sparse, False),
     "CUTLASS 2:4 SM80": (lambda M, sms: cutlass("sm80", "sparse", M), False),
     "CUTLASS dense SM80": (lambda M, sms: cutlass("sm80", "dense", M), False),
@@ -75,7 +78,7 @@ def chip_rows(chip: str) -> list[list[str]]:
         runs = [run_at(M, CHIPS[chip].sms) for M in TOKENS]
         times = [run and modelled(CHIPS[chip], run.work) for run in runs]
         rows.append([name, *map(cell, times)])
-        if name.startswith("prunekern"):
+        if name.startswith("prunekern 2:4 "):
             for M, time in zip(TOKENS, times, strict=True):
                 best[M] = min(best[M], time.seconds if time else float("inf"))
     dense = {M: ideal(chip, M, sparse=False) for M in TOKENS}
@@ -91,15 +94,17 @@ NOTES = f"""# 2:4 beside CUTLASS: emulated and modelled, not measured
 Written by `make emulated`. Each kernel was compiled for its GPU and run in an emulator on a CPU:
 counts are exact and **emulated**; times are **modelled** by `prunekern/compare/roofline.py`, which
 says what it assumes. y = x Wᵀ, fp16, N = K = {N}, M tokens. CUTLASS takes tokens in eights.
+int8 and int4 have a scale for 64 inputs; sm80a8 one a row, and its rounding of x is not counted.
 Storages of any pattern: [emulated-unstructured.md](emulated-unstructured.md).
 
 ## Emulated counters
 
 Instructions are of warps, as PTX has them: machine code has some more and some less. A product is
-one mma.sp m16n8k32 or mma m16n8k16, which take equally long; one wgmma of a warpgroup is 64 of
-them. Wavefronts: 128 bytes each on the data path of shared memory and L1, a shuffle being one; what
-wgmma reads there is computed, not counted. Megabytes are those that all blocks ask for, not those
-of DRAM. Plans are for {REFERENCE_SMS["sm80"]} (sm80) and {REFERENCE_SMS["sm90a"]} (sm90a)
+one mma.sp m16n8k32, mma.sp m16n8k64 of bytes or mma m16n8k16, which take equally long; one wgmma
+of a warpgroup is 64 of them. Wavefronts: 128 bytes each on the data path of shared memory and L1,
+a shuffle being one; what wgmma reads there is computed, not counted. Megabytes are those that
+all blocks ask for, not those of DRAM. Plans are for
+{REFERENCE_SMS["sm80"]} (sm80) and {REFERENCE_SMS["sm90a"]} (sm90a)
 multiprocessors."""
 
 COUNTER_HEADER = [

@@ -49,7 +49,8 @@ class Run:
         weight_passes: Where W is loaded to registers: how often it comes from L2, L1 serving warps
             of a block that read it together. None where it is copied to shared memory.
         wgmma: Products are those of warpgroups.
-        parts: A second launch adds partial sums; its own work is not counted.
+        parts: A second launch adds partial sums, or one before rounds x; its work is not counted.
+        bytes: Products are those of 8-bit numbers, twice as many multiply-adds in the same time.
     """
 
     counters: Counters
@@ -60,11 +61,17 @@ class Run:
     weight_passes: int | None = None
     wgmma: bool = False
     parts: bool = False
+    bytes: bool = False
 
     @property
     def products(self) -> float:
         """In units of mma.m16n8k16 and mma.sp.m16n8k32, which take equally long."""
-        return (self.counters.macs + self.counters.sparse_macs) / (16 * 8 * 16)
+        return (self.counters.macs + self.sparse_macs) / (16 * 8 * 16)
+
+    @property
+    def sparse_macs(self) -> float:
+        """As many of 16 bits as take the same time."""
+        return self.counters.sparse_macs / (2 if self.bytes else 1)
 
     def asked(self, *names: str) -> int:
         """Bytes read from these buffers."""
@@ -106,7 +113,7 @@ class Run:
             dram_bytes=sum(t.distinct for name, t in traffic if name != "workspace"),
             l2_bytes=self.l2_bytes,
             macs=c.macs,
-            sparse_macs=c.sparse_macs,
+            sparse_macs=self.sparse_macs,
             instructions=c.instructions,
             wavefronts=self.wavefronts,
             blocks=self.blocks,
@@ -137,12 +144,14 @@ def ours(variant: str, M: int, sms: int, N: int = N) -> Run | None:
     kernel = linear(variant)
     if kernel.variant.least_tokens > M:
         return None
-    case = make_case(M, N, K, torch.float16, bias=False)
+    case = kernel.case(M, N, K, torch.float16, bias=False, group_size=64)
     y, _ = kernel.product(case, sms)
-    assert_close_to_float64(y, case.x, case.weight)
+    kernel.assert_right(y, case)
     passes = -(-M // kernel.plan(M, N, K, sms).block_tokens)
-    facts = {"weight_passes": passes, "wgmma": variant == "sm90a"}
-    return _run(kernel, kernel.variant.arch, ("values", "meta"), "x", **facts)
+    bytes_ = kernel.variant.rounds_x
+    facts = {"weight_passes": passes, "wgmma": variant == "sm90a", "bytes": bytes_, "parts": bytes_}
+    x = "rounded" if bytes_ else "x"
+    return _run(kernel, kernel.variant.arch, tuple(case.packed), x, **facts)
 
 
 @functools.cache

@@ -12,9 +12,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cuda_bitmask
-import cuda_csr
-from cuda_linear import linear
 from emulated_runs import (
     HOPPER,
     REFERENCE_SMS,
@@ -23,8 +20,11 @@ from emulated_runs import (
     Run,
     bitmask,
     csr,
+    cuda_bitmask,
+    cuda_csr,
     cutlass,
     ideal,
+    linear,
     ours,
     table,
 )

@@ -49,7 +49,10 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
 DENSE = "cublas"
 # Pattern -> (stem, layout) of what multiplies such weights.
 CONTENDERS = {
-    "2:4": tuple(("sparse24", v) for v in ("sm90a", "sm80", "cusparselt", "cutlass")),
+    "2:4": (
+        *(("sparse24", v) for v in ("sm90a", "sm80", "cusparselt", "cutlass")),
+        ("sparse24_int8", "sm80"), ("sparse24_int8", "sm80a8"), ("sparse24_int4", "sm80"),
+    ),
     **dict.fromkeys(
         ("50 %", "70 %", "90 %"),
         (

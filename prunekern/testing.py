@@ -104,6 +104,38 @@ def assert_close_to_float64(
         raise AssertionError(f"{case}: error must be at most {allowed:.3g}, got {error:.3g}")
 
 
+def rounded_to_bytes(x: Tensor) -> Tensor:
+    """What the layouts of `ROUND_X` read of x, float64: multiples of 1/127 of a row's largest."""
+    largest = x.float().abs().amax(-1, keepdim=True).clamp_min(2**-100)
+    most = torch.full_like(largest, 127)  # `127 / largest` would be rounded twice
+    return (x.float() * (most / largest)).round().double() * (largest / most).double()
+
+
+def assert_close_to_rounded(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, case: object = ""
+) -> None:
+    """Raises AssertionError unless y is the product of `rounded_to_bytes(x)`, element by element.
+
+    Sums of whole numbers are exact: half a unit of y is lost and a few of float32, nothing else.
+
+    Args:
+        y: What a kernel of `ROUND_X` gave.
+        x: As it was given to it.
+        weight: Whole numbers times scales, not rounded to 16 bits.
+        bias: Or None.
+        case: For the message.
+    """
+    x, weight = rounded_to_bytes(x), weight.double()
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.double()
+    exact, terms = x @ weight.t() + bias, x.abs() @ weight.abs().t() + bias.abs()
+    limits = torch.finfo(y.dtype)
+    sums = 4 * torch.finfo(torch.float32).eps * terms
+    allowed = limits.eps / 2 * exact.abs() + sums + limits.smallest_normal
+    worst = ((y.double() - exact).abs() / allowed).max().item()
+    if not worst <= 1:
+        raise AssertionError(f"{case}: error must be at most what rounding costs, got {worst:.3g}x")
+
+
 def whole_numbers(t: Tensor) -> Tensor:
     """The same zeros, all else one of -2, -1, 1, 2 by its sign and size, in the same dtype.
 

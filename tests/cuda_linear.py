@@ -15,9 +15,23 @@ from gpu_emulation import Counters
 from gpu_emulation.host import HostCode
 from torch import Tensor
 
-from prunekern.formats import compress
-from prunekern.layouts import pack_reference
-from prunekern.testing import random_weight, whole_numbers
+from prunekern.formats import (
+    FORMATS,
+    PER_ROW,
+    QuantizedSparse24,
+    Sparse24,
+    compress,
+    decompress,
+    dequantize,
+    from_whole,
+)
+from prunekern.layouts import ROUND_X, pack_reference
+from prunekern.testing import (
+    assert_close_to_float64,
+    assert_close_to_rounded,
+    random_weight,
+    whole_numbers,
+)
 
 TESTS = Path(__file__).resolve().parent
 SOURCES = TESTS.parent / "csrc" / "cuda"
@@ -30,36 +44,47 @@ class Variant:
     """A variant of the product.
 
     Attributes:
-        arch: That its PTX is compiled for.
+        kernel: The format.
+        layout: The variant's own name, in those of its launcher and its kernels.
+        runs_on: What its PTX is assembled for, first what it is compiled for.
         sources: Its files in csrc/cuda.
-        runs_on: What that PTX is assembled for.
-        options: Further ones of nvcc.
         least_tokens: Below them it runs another variant's kernels.
     """
 
-    arch: str
-    sources: tuple[str, ...]
+    kernel: str
+    layout: str
     runs_on: tuple[str, ...]
-    options: tuple[str, ...] = ()
+    sources: tuple[str, ...]
     least_tokens: int = 1
 
     @property
-    def own_stems(self) -> list[str]:
-        """Of its own files, and so of its kernels."""
-        return [file.removesuffix(".cu") for file in self.sources if self.arch[3:] in file]
+    def stem(self) -> str:
+        """Of the format."""
+        return FORMATS[self.kernel].stem
+
+    @property
+    def rounds_x(self) -> bool:
+        """To 8 bits, token by token."""
+        return self.layout in ROUND_X
+
+    @property
+    def arch(self) -> str:
+        """That its PTX is compiled for."""
+        return self.runs_on[0]
 
 
-_SM80 = ("sparse24_decode_sm80.cu", "sparse24_prefill_sm80.cu", "sparse24_sm80.cu")
+_SM80 = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 VARIANTS = {
-    "sm80": Variant("sm_80", _SM80, ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")),
+    "sm80": Variant("2:4", "sm80", _SM80, ("sparse24_sm80.cu",)),
     "sm90a": Variant(
-        "sm_90a",
-        (*_SM80, "sparse24_prefill_sm90a.cu"),
-        ("sm_90a",),
-        ("-DPRUNEKERN_TEST_SM90A",),
-        least_tokens=65,
+        "2:4", "sm90a", ("sm_90a",), ("sparse24_sm80.cu", "sparse24_prefill_sm90a.cu"), 65
     ),
+    "int8-sm80": Variant("2:4-int8", "sm80", _SM80, ("sparse24_int8_sm80.cu",)),
+    "int4-sm80": Variant("2:4-int4", "sm80", _SM80, ("sparse24_int4_sm80.cu",)),
+    "int8-sm80a8": Variant("2:4-int8", "sm80a8", _SM80, ("sparse24_int8_sm80a8.cu",)),
 }
+WEIGHT = ("values", "meta", "scales")  # the names of its buffers
+GROUP_SIZES = (32, 64, 128, PER_ROW)  # inputs that share a scale
 
 
 @dataclass(frozen=True)
@@ -83,37 +108,77 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """A product: x [M, K], a dense weight [N, K] with 2:4 zeros, the same packed, and a bias."""
+    """A product: x [M, K], a dense weight [N, K] with 2:4 zeros, the same packed, and a bias.
+
+    `dequantized` is the weight in float32, before it is rounded to the dtype.
+    """
 
     x: Tensor
     weight: Tensor
-    values: Tensor
-    meta: Tensor
+    dequantized: Tensor
+    packed: dict[str, Tensor]
     bias: Tensor | None
 
     @property
     def packed_bytes(self) -> int:
         """Of the packed weight."""
-        return self.values.nbytes + self.meta.nbytes
+        return sum(t.nbytes for t in self.packed.values())
 
 
 @functools.lru_cache(maxsize=64)
-def _weight(N: int, K: int, dtype: torch.dtype, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(dense, values, meta): packing takes longer than most products."""
+def _weight(
+    kernel: str, layout: str, N: int, K: int, dtype: torch.dtype, exact: bool, group_size: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(dense, the same in float32, packed): packing takes longer than most products."""
     weight = random_weight("2:4", N, K, dtype, seed=N + K)
     if exact:
         weight = whole_numbers(weight)
-    return weight, *pack_reference(compress(weight, "2:4"), "sm80").tensors
+    c = compress(weight, "2:4")
+    if kernel != "2:4":
+        c = quantized(c, FORMATS[kernel], exact, group_size)
+    tensors = pack_reference(c, layout).tensors
+    packed = dict(zip(WEIGHT, tensors, strict=False))
+    return decompress(c), decompress(c).float() if kernel == "2:4" else dequantize(c), packed
 
 
-def make_case(M: int, N: int, K: int, dtype, *, bias=True, exact=False) -> Case:
+def quantized(c: Sparse24, cls: type[QuantizedSparse24], exact: bool, group_size: int):
+    """Whole numbers at the places of another weight; `exact`: its own, with whole scales.
+
+    Each group has another scale, of either sign, so that one taken for another shows.
+    """
+    N, K = c.shape
+    groups = 1 if group_size == PER_ROW else -(-K // group_size)
+    generator = torch.Generator().manual_seed(N + K)
+    signs = 1 - 2 * torch.randint(2, (N, groups), generator=generator)
+    if exact:
+        numbers, scales = c.values, torch.randint(1, 4, (N, groups), generator=generator)
+    else:
+        least, most = (-127, 127) if cls.bits == 8 else (-8, 7)
+        normal = torch.randn(c.values.shape, generator=generator) * most / 2
+        numbers = normal.round().clamp(least, most).masked_fill(c.values == 0, 0.0)
+        scales = (0.5 + torch.rand(N, groups, generator=generator)) / most / K**0.5
+    return from_whole(cls, numbers.char(), c.meta, (signs * scales).to(c.dtype), c.shape)
+
+
+def make_case(
+    M: int,
+    N: int,
+    K: int,
+    dtype,
+    kernel="2:4",
+    layout="sm80",
+    *,
+    bias=True,
+    exact=False,
+    group_size=PER_ROW,
+) -> Case:
     """Random inputs; `exact`: small whole numbers, whose sums do not depend on their order."""
     generator = torch.Generator().manual_seed(1000 + M)
     x = torch.randn(M, K, generator=generator).to(dtype)
     b = torch.randn(N, generator=generator).to(dtype) if bias else None
     if exact:
         x, b = whole_numbers(x), whole_numbers(b) if bias else None
-    return Case(x, *_weight(N, K, dtype, exact), b)
+    return Case(x, *_weight(kernel, layout, N, K, dtype, exact, group_size), b)
 
 
 class LinearHost(HostCode):
@@ -151,17 +216,34 @@ class Linear(LinearHost):
         self.variant = VARIANTS[name]
         sources = [SOURCES / file for file in self.variant.sources]
         shim = TESTS / "cuda" / "sparse24_linear.cpp"
-        super().__init__(sources, self.variant.arch, self.variant.options, [shim])
-        self._linear = f"linear_{name}"
-        self._wgmma = name == "sm90a"  # whose tiles always have 128 tokens
+        v = self.variant
+        launcher = f"-DPRUNEKERN_TEST_LAUNCHER={v.stem}_linear_{v.layout}"
+        super().__init__(sources, v.arch, [launcher], [shim])
+        self._wgmma = v.layout == "sm90a"  # whose tiles always have 128 tokens
         library = self.library
         library.workspace_bytes.argtypes, library.workspace_bytes.restype = _SIZES, ctypes.c_int64
+        library.rounded_bytes.argtypes, library.rounded_bytes.restype = _SIZES[:2], ctypes.c_int64
         library.plan.argtypes = [*_SIZES, ctypes.c_int, ctypes.c_void_p]
 
     @property
     def kernels(self) -> list[str]:
         """Of all files."""
         return [name for module in self.modules for name in module.kernels]
+
+    def case(self, M: int, N: int, K: int, dtype, **options) -> Case:
+        """A product of its format, see `make_case`."""
+        v = self.variant
+        if v.rounds_x:
+            options["group_size"] = PER_ROW
+        layout = v.layout if v.rounds_x else "sm80"  # which sm90a has as well
+        return make_case(M, N, K, dtype, v.kernel, layout, **options)
+
+    def assert_right(self, y: Tensor, case: Case, what: object = "") -> None:
+        """Raises AssertionError unless y is near enough to the exact product."""
+        if self.variant.rounds_x:
+            assert_close_to_rounded(y, case.x, case.dequantized, case.bias, what)
+        else:
+            assert_close_to_float64(y, case.x, case.weight, case.bias, what)
 
     def plan(self, M: int, N: int, K: int, sms: int) -> Plan:
         """What runs for these sizes on so many multiprocessors."""
@@ -188,9 +270,15 @@ class Linear(LinearHost):
         (M, K), N = case.x.shape, len(case.weight)
         if workspace is None:
             workspace = self.workspace(M, N, K, sms)
-        sizes = [M, N, K, sms, int(case.x.dtype == torch.float16)]
-        weight = {"values": case.values, "meta": case.meta}
-        return self.multiply(self._linear, sizes, case, weight, workspace, **options)
+        weight = {name: case.packed.get(name) for name in (*WEIGHT, "rounded")}
+        scale_count = 0
+        if self.variant.rounds_x:
+            size = self.library.rounded_bytes(M, K)
+            weight["rounded"] = torch.full((size,), 0xFF, dtype=torch.uint8)
+        elif weight["scales"] is not None:
+            scale_count = weight["scales"].shape[1]
+        sizes = [M, N, K, sms, scale_count, int(case.x.dtype == torch.float16)]
+        return self.multiply("linear", sizes, case, weight, workspace, **options)
 
 
 @functools.cache
@@ -204,5 +292,5 @@ def register_wavefronts(counters: Counters) -> float:
 
     Both move 128 bytes a clock and multiprocessor, one after the other.
     """
-    weight_bytes = counters.reads["values"].asked + counters.reads["meta"].asked
+    weight_bytes = sum(counters.reads[n].asked for n in WEIGHT if n in counters.reads)
     return sum(counters.wavefronts.values()) + weight_bytes / 128

@@ -24,7 +24,7 @@ def launch_bounds(module, name):
     entry = module.source.text.split(f".entry {name}", 1)[1]
     threads = re.search(r"\.maxntid (\d+)", entry)
     blocks = re.search(r"\.minnctapersm (\d+)", entry)
-    return int(threads[1]), int(blocks[1])
+    return int(threads[1]), int(blocks[1]) if blocks else 1
 
 
 def arches():

@@ -294,3 +294,13 @@ def test_large_packed_weights_ask_for_huge_pages(kernel):
     packed = pack(compress(random_weight(kernel, 2048, 4096, torch.bfloat16), kernel), "avx2")
     values = packed.tensors[0]
     assert "hg" in _flags_at(values.data_ptr() + values.nbytes // 2)
+
+
+def test_layouts_that_round_x_are_for_one_scale_a_row_and_taken_only_by_name():
+    weight = random_weight("2:4-int8", 20, 70, torch.float16)
+    with pytest.raises(ValueError, match="sm80a8 must have one scale a row, got 3; compress"):
+        pack_reference(compress(weight, "2:4-int8", 32), "sm80a8")
+    built = frozenset({("sparse24_int8", "sm80a8")})
+    only = Facts("cuda", (8, 0), frozenset(), torch.float16, built)
+    assert why_not("sparse24_int8", "sm80a8", only) == ""
+    assert layout_for("sparse24_int8", only) == "reference"

@@ -11,16 +11,6 @@
 
 namespace prunekern {
 
-constexpr int kCounters = 4096;  // one a block: the tile that begins in it and that it shares
-
-__host__ __device__ constexpr int64_t workspace_bytes(int64_t blocks, int64_t slot_bytes) {
-    return kCounters * int64_t{sizeof(int)} + 2 * blocks * slot_bytes;
-}
-// Where blocks have whole tiles of y there is nothing to combine.
-inline int64_t workspace_bytes(const Stripes& stripes, int64_t slot_bytes) {
-    return workspace_bytes(stripes.blocks != stripes.row_groups ? stripes.blocks : 0, slot_bytes);
-}
-
 __device__ __forceinline__ void add(float4& a, const float4& b) {
     a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w;
 }

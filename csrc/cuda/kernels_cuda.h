@@ -19,18 +19,30 @@ struct CudaProblem {
     void* workspace;  // of as many bytes as asked for below, all zero before its first use
     int64_t sms;      // multiprocessors of the device
     cudaStream_t stream;
+    void* rounded = nullptr;              // sm80a8: bytes for x rounded, as below
+    const float* token_scales = nullptr;  // of x where it was rounded
 };
 
 // As cuda/sparse24_fragments.h draws it.
 struct PanelWeight {
     const void* values;
     const int32_t* meta;
+    const void* scales = nullptr;  // of values of 8 and 4 bits, so many along a row
+    int64_t scale_count = 0;
 };
 
-// Bytes of workspace for either variant, which launches leave as they want to find it: one a
-// stream.
-int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms);
+// Launches leave the workspace as they want to find it: one a stream; its size: sparse24_sm80.h.
 cudaError_t sparse24_linear_sm80(const CudaProblem&, const PanelWeight&);
+cudaError_t sparse24_int8_linear_sm80(const CudaProblem&, const PanelWeight&);
+cudaError_t sparse24_int4_linear_sm80(const CudaProblem&, const PanelWeight&);
+
+// The same with x rounded to 8 bits token by token, to lie in `rounded` in rows of whole 16 bytes,
+// their scales behind them. One scale a row of W.
+constexpr int64_t bytes_of_rounded_row(int64_t K) { return (K + 15) / 16 * 16; }
+constexpr int64_t bytes_of_rounded(int64_t M, int64_t K) {
+    return M * (bytes_of_rounded_row(K) + int64_t{sizeof(float)});
+}
+cudaError_t sparse24_int8_linear_sm80a8(const CudaProblem&, const PanelWeight&);
 
 // The same for sm_90a; prepare once a device, before its first launch.
 cudaError_t sparse24_prepare_sm90a();

@@ -198,6 +198,25 @@ __device__ __forceinline__ uint32_t look_up(uint32_t selector) {
     return v;
 }
 
+// lop3: (v & kMask) ^ kBits, of masked bits that kBits has not the same as (v & kMask) | kBits.
+template <uint32_t kMask, uint32_t kBits>
+__device__ __forceinline__ uint32_t mask_flip(uint32_t v) {
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(v), "n"(kMask), "n"(kBits));
+    return out;
+}
+
+// fma.rn: a b + c of two pairs of 16-bit elements, rounded once.
+#define FMA_PAIRS(Element, type)                                                                 \
+    __device__ __forceinline__ uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c, Element) { \
+        uint32_t d;                                                                              \
+        asm("fma.rn." type "x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));             \
+        return d;                                                                                \
+    }
+FMA_PAIRS(__half, "f16")
+FMA_PAIRS(__nv_bfloat16, "bf16")
+#undef FMA_PAIRS
+
 // ldmatrix: four 8 x 8 matrices of 16-bit elements, their rows at the lanes' addresses + kOffset.
 template <int kOffset>
 __device__ __forceinline__ uint4 load_matrices(uint32_t row) {
@@ -246,6 +265,18 @@ MMA(__nv_bfloat16, "bf16")
 MMA_SPARSE(__half, "f16")
 MMA_SPARSE(__nv_bfloat16, "bf16")
 #undef MMA_SPARSE
+
+// The same of whole numbers of 8 bits, m16n8k64: d[16, 8] += a[16, 64] b[64, 8] (a stored 16 x 32),
+// 32-bit sums. All lanes give metadata.
+__device__ __forceinline__ void mma_sparse_bytes(int (&d)[4], const uint4& a, const uint4& b,
+                                                 uint32_t meta) {
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, "
+                 "%12, 0;"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
+                   "r"(meta));
+}
 
 // ---- sm_90a: barriers in shared memory, the tensor memory accelerator, warpgroup products
 

@@ -7,6 +7,9 @@ namespace prunekern {
 struct Sparse24Arguments {
     const char* values;
     const char* meta;
+    const char* scales;  // or null, and how they are counted: sparse24_fragments.h
+    int scale_count, scale_shift;
+    const float* token_scales;  // where x is whole numbers of 8 bits, else null
     const void* x;
     void* y;
     const void* bias;  // or null
@@ -21,6 +24,10 @@ inline Sparse24Arguments arguments_of(const CudaProblem& problem, const PanelWei
     using namespace sparse24_fragments;
     return {static_cast<const char*>(weight.values),
             reinterpret_cast<const char*>(weight.meta),
+            static_cast<const char*>(weight.scales),
+            static_cast<int>(weight.scale_count),
+            scale_shift(column_tiles(problem.K), weight.scale_count),
+            problem.token_scales,
             problem.x,
             problem.y,
             problem.bias,

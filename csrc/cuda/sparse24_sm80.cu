@@ -1,32 +1,10 @@
-// The sm80 variant of the 2:4 product: few tokens or many (sparse24_sm80.h).
-#include "sparse24_sm80.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "combine.cuh"
+// The sm80 variant of the 2:4 product, of values of 16 bits.
+#include "sparse24_product_sm80.cuh"
 
 namespace prunekern {
 
-static int64_t workspace_bytes_of(const Sparse24Plan& plan) {
-    return workspace_bytes(plan.stripes, plan.slot_bytes);
-}
-
-int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
-    return std::max(workspace_bytes_of(sparse24_plan(M, N, K, sms)),
-                    workspace_bytes_of(sparse24_plan(M, N, K, sms, true)));
-}
-
-template <class Element>
-static cudaError_t linear(const CudaProblem& problem, const PanelWeight& weight) {
-    const Sparse24Plan plan = sparse24_plan(problem.M, problem.N, problem.K, problem.sms);
-    return plan.decode ? sparse24_decode_sm80<Element>(problem, weight, plan)
-                       : sparse24_prefill_sm80<Element>(problem, weight, plan);
-}
-
 cudaError_t sparse24_linear_sm80(const CudaProblem& problem, const PanelWeight& weight) {
-    return problem.dtype == DType::kFloat16 ? linear<__half>(problem, weight)
-                                            : linear<__nv_bfloat16>(problem, weight);
+    return sparse24_half_product_sm80<16>(problem, weight);
 }
 
 }  // namespace prunekern

@@ -62,9 +62,13 @@ inline Sparse24Plan sparse24_plan(int64_t M, int64_t N, int64_t K, int64_t sms,
     return wgmma || 4 * wide.stripes.blocks >= 3 * sms ? wide : prefill_plan(M, N, K, sms, 8, 1);
 }
 
-template <class Element>
-cudaError_t sparse24_decode_sm80(const CudaProblem&, const PanelWeight&, const Sparse24Plan&);
-template <class Element>
-cudaError_t sparse24_prefill_sm80(const CudaProblem&, const PanelWeight&, const Sparse24Plan&);
+// Bytes of workspace for either variant.
+inline int64_t sparse24_workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
+    const auto bytes_of = [](const Sparse24Plan& plan) {
+        return workspace_bytes(plan.stripes, plan.slot_bytes);
+    };
+    return std::max(bytes_of(sparse24_plan(M, N, K, sms)),
+                    bytes_of(sparse24_plan(M, N, K, sms, true)));
+}
 
 }  // namespace prunekern

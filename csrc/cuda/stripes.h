@@ -74,4 +74,15 @@ inline int balanced_blocks(int64_t row_groups, int64_t column_tiles, int64_t slo
     return static_cast<int>(panels > INT32_MAX / blocks ? row_groups : blocks);
 }
 
+// Where blocks meet (combine.cuh): counters, then two slots of partial sums a block.
+constexpr int kCounters = 4096;  // one a block: the tile that begins in it and that it shares
+
+constexpr int64_t workspace_bytes(int64_t blocks, int64_t slot_bytes) {
+    return kCounters * int64_t{sizeof(int)} + 2 * blocks * slot_bytes;
+}
+// Where blocks have whole tiles of y there is nothing to combine.
+inline int64_t workspace_bytes(const Stripes& stripes, int64_t slot_bytes) {
+    return workspace_bytes(stripes.blocks != stripes.row_groups ? stripes.blocks : 0, slot_bytes);
+}
+
 }  // namespace prunekern

@@ -11,17 +11,20 @@ _X86 = ("amx", "avx512bf16", "avx512", "avx2")
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "sparse24": ("sm90a", "sm80", *_X86, "scalar", "triton", "reference"),
     "bitmask": ("sm80", *_X86, "scalar", "triton", "reference"),
-    "sparse24_int8": ("amx", "avx512", "avx2", "scalar", "reference"),
-    "sparse24_int4": ("amx", "avx512", "avx2", "scalar", "reference"),
+    "sparse24_int8": ("sm80", "sm80a8", "amx", "avx512", "avx2", "scalar", "reference"),
+    "sparse24_int4": ("sm80", "amx", "avx512", "avx2", "scalar", "reference"),
     "csr": ("simt", "avx512", "avx2", "scalar", "triton", "reference"),
 }
 PANEL_LAYOUTS = ("sm90a", "sm80")
+# Layouts whose kernels round x to 8 bits, token by token: taken only where somebody names them.
+ROUND_X = ("sm80a8",)
 # Variants that exist for comparison: taken only where somebody names them. See rivals.py.
 RIVALS: dict[str, tuple[str, ...]] = {"sparse24": ("cusparselt", "cutlass"), "csr": ("cusparse",)}
 # Layouts for GPUs: first and last compute capability of NVIDIA's that can run them.
 CAPABILITIES = {
     "sm90a": ((9, 0), (9, 0)),
     "sm80": ((8, 0), (99, 9)),
+    "sm80a8": ((8, 0), (99, 9)),
     "simt": ((7, 5), (99, 9)),
     "triton": ((7, 5), (99, 9)),
     "cusparselt": ((8, 0), (99, 9)),
@@ -31,7 +34,9 @@ CAPABILITIES = {
 # Layouts that are for some dtypes only.
 ONLY_DTYPES = {
     **dict.fromkeys(("amx", "avx512bf16"), (torch.bfloat16,)),
-    **dict.fromkeys(("sm90a", "sm80", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)),
+    **dict.fromkeys(
+        ("sm90a", "sm80", "sm80a8", "cusparselt", "cutlass"), (torch.bfloat16, torch.float16)
+    ),
 }
 
 
@@ -96,13 +101,16 @@ def layout_for(stem: str, facts: Facts) -> str:
     """The layout to take for a weight, from facts alone: no look at the machine in here.
 
     Returns:
-        The first of LAYOUTS[stem] that is built, made for the device, runs there and takes the
-        dtype; "reference", which is plain torch, takes all. All of them take every shape.
+        The first of LAYOUTS[stem] that is built, made for the device, runs there, takes the dtype
+        and leaves x as it is; "reference", which is plain torch, takes all. All of them take every
+        shape.
     """
     return next(
         layout
         for layout in LAYOUTS[stem]
-        if device_of(layout) in ("", facts.device) and not why_not(stem, layout, facts)
+        if device_of(layout) in ("", facts.device)
+        and layout not in ROUND_X
+        and not why_not(stem, layout, facts)
     )
 
 

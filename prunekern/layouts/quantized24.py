@@ -11,6 +11,7 @@ are padding: zeros at positions 0, 1.
                                             group 8c + i
         meta     int32 [T, C, R]            bits 4i..4i+3: group 8c + i, as in the canonical form
         scales   [T, S, R]
+    sm80, sm80a8        panels, see quantized24_panels.py
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from prunekern.formats import (
     nibbles_of,
     whole_numbers_of,
 )
+from prunekern.layouts import quantized24_panels
+from prunekern.layouts.choice import device_of
 from prunekern.layouts.packed import Packed
 
 TILE_ROWS = {"avx2": 8, "avx512": 16, "amx": 16}
@@ -35,6 +38,8 @@ _KINDS = {cls.stem: cls for cls in FORMATS.values() if cls.bits}
 
 def pack(c: QuantizedSparse24, layout: str) -> tuple[Tensor, ...]:
     """The tensors of one layout; the layout is checked by the caller."""
+    if device_of(layout) == "cuda":
+        return quantized24_panels.pack(c, layout)
     if layout not in TILE_ROWS:
         return c.values, c.meta, c.scales
     N, K = c.shape
@@ -54,6 +59,8 @@ def pack(c: QuantizedSparse24, layout: str) -> tuple[Tensor, ...]:
 
 def unpack(packed: Packed) -> QuantizedSparse24:
     """What `pack` was given."""
+    if device_of(packed.layout) == "cuda":
+        return quantized24_panels.unpack(packed)
     values, meta, scales = packed.tensors
     cls = _KINDS[packed.stem]
     if packed.layout not in TILE_ROWS:

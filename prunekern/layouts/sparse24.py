@@ -139,37 +139,61 @@ _VALUES_TO_LANES = (0, 4, 1, 5, 3, 7, 6, 2, 8)  # R, C, row tile, step, g, t, co
 _META_TO_LANES = (0, 4, 3, 5, 6, 1, 2, 7)  # R, C, g, step, column half h, row tile, row half
 
 
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes another."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
-    N, K = c.shape
-    G = -(-K // 4)
-    R, C = -(-N // 64), -(-K // 64)
-    rows, groups = 64 * R - N, 16 * C - G
+def padded_nibbles(meta: Tensor, shape: tuple[int, int], rows: int, groups: int) -> Tensor:
+    """int64 [rows, groups]: canonical metadata, positions 0 and 1 where the weight has ended."""
+    N, G = shape[0], -(-shape[1] // 4)
+    nibbles = pad(nibbles_of(meta, G), (0, groups - G, 0, rows - N), value=_EMPTY_NIBBLE)
+    return nibbles.long()
 
-    values = pad(c.values, (0, 2 * groups, 0, rows)).view(R, 4, 2, 8, C, 2, 2, 4, 2)
-    values = values.permute(_VALUES_TO_LANES).reshape(R, C, 4, 2, 32, 8)
 
-    nibbles = pad(nibbles_of(c.meta, G), (0, groups, 0, rows), value=_EMPTY_NIBBLE).long()
+def pack_panel_values(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[R, C, 4 row tiles, 2 steps, 32 lanes, 8] of canonical ones of 16 bits."""
+    R, C = -(-shape[0] // 64), -(-shape[1] // 64)
+    values = pad(values, (0, 32 * C - values.shape[1], 0, 64 * R - values.shape[0]))
+    values = values.view(R, 4, 2, 8, C, 2, 2, 4, 2).permute(_VALUES_TO_LANES)
+    return values.reshape(R, C, 4, 2, 32, 8)
+
+
+def unpack_panel_values(values: Tensor, rows: int, width: int) -> Tensor:
+    """[rows, width] canonical values of those in panels."""
+    R, C = values.shape[:2]
+    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(inverse(_VALUES_TO_LANES))
+    return values.reshape(64 * R, 32 * C)[:rows, :width].contiguous()
+
+
+def pack_panel_meta(meta: Tensor, shape: tuple[int, int]) -> Tensor:
+    """int32 [R, C, 32, 4] of canonical metadata, in panels."""
+    R, C = -(-shape[0] // 64), -(-shape[1] // 64)
+    nibbles = padded_nibbles(meta, shape, 64 * R, 16 * C)
     nibbles = nibbles.view(R, 4, 2, 8, C, 2, 2, 4).permute(_META_TO_LANES)
-    words = (nibbles.reshape(R, C, 32, 4, 8) << _shifts(c.device)).sum(-1)
-    return values.contiguous(), words.to(torch.int32)  # wraps at 2^31: the bits count
+    words = (nibbles.reshape(R, C, 32, 4, 8) << _shifts(meta.device)).sum(-1)
+    return words.to(torch.int32)  # wraps at 2^31: the bits count
+
+
+def unpack_panel_meta(meta: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Canonical metadata of those in panels."""
+    N, K = shape
+    R, C = meta.shape[:2]
+    nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
+    nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(inverse(_META_TO_LANES))
+    return meta_of_nibbles(nibbles.reshape(64 * R, 16 * C)[:N, : -(-K // 4)])
+
+
+def _pack_panels(c: Sparse24) -> tuple[Tensor, Tensor]:
+    return pack_panel_values(c.values, c.shape), pack_panel_meta(c.meta, c.shape)
 
 
 def _unpack_panels(packed: Packed) -> Sparse24:
     values, meta = packed.tensors
     N, K = packed.shape
-    G = -(-K // 4)
-    R, C = meta.shape[:2]
-
-    values = values.view(R, C, 4, 2, 8, 4, 2, 2, 2).permute(_inverse(_VALUES_TO_LANES))
-    nibbles = (meta.long().unsqueeze(-1) >> _shifts(meta.device)) & 0xF
-    nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(_inverse(_META_TO_LANES))
     return Sparse24(
-        values=values.reshape(64 * R, 32 * C)[:N, : 2 * G].contiguous(),
-        meta=meta_of_nibbles(nibbles.reshape(64 * R, 16 * C)[:N, :G]),
+        values=unpack_panel_values(values, N, 2 * -(-K // 4)),
+        meta=unpack_panel_meta(meta, packed.shape),
         shape=packed.shape,
     )
 

@@ -1,33 +1,25 @@
-// The launchers of the 2:4 product and what they plan behind a C interface, for tests that run them
-// in the emulator.
+// A launcher of the 2:4 product, PRUNEKERN_TEST_LAUNCHER, and what it plans behind a C interface,
+// for tests that run it in the emulator.
 #include "../../csrc/cuda/kernels_cuda.h"
 #include "../../csrc/cuda/sparse24_sm80.h"
 
 using namespace prunekern;
 
 extern "C" {
-int linear(decltype(sparse24_linear_sm80)* function, int64_t M, int64_t N, int64_t K, int64_t sms,
-           int is_half, const void* x, const void* values, const void* meta, const void* bias,
-           void* y, void* workspace) {
-    const CudaProblem problem{
-        x, y, bias, M, N, K, is_half ? DType::kFloat16 : DType::kBFloat16, workspace, sms, nullptr};
-    return function(problem, {values, static_cast<const int32_t*>(meta)});
+int linear(int64_t M, int64_t N, int64_t K, int64_t sms, int64_t scale_count, int is_half,
+           const void* x, const void* values, const void* meta, const void* scales, void* rounded,
+           const void* bias, void* y, void* workspace) {
+    const DType dtype = is_half ? DType::kFloat16 : DType::kBFloat16;
+    const CudaProblem problem{x, y, bias, M, N, K, dtype, workspace, sms, nullptr, rounded};
+    return PRUNEKERN_TEST_LAUNCHER(
+        problem, {values, static_cast<const int32_t*>(meta), scales, scale_count});
 }
-#define LINEAR(variant)                                                                            \
-    int linear_##variant(int64_t M, int64_t N, int64_t K, int64_t sms, int is_half, const void* x, \
-                         const void* values, const void* meta, const void* bias, void* y,          \
-                         void* workspace) {                                                        \
-        return linear(sparse24_linear_##variant, M, N, K, sms, is_half, x, values, meta, bias, y,  \
-                      workspace);                                                                  \
-    }
-LINEAR(sm80)
-#if defined(PRUNEKERN_TEST_SM90A)
-LINEAR(sm90a)
-#endif
 
 int64_t workspace_bytes(int64_t M, int64_t N, int64_t K, int64_t sms) {
     return sparse24_workspace_bytes(M, N, K, sms);
 }
+
+int64_t rounded_bytes(int64_t M, int64_t K) { return bytes_of_rounded(M, K); }
 
 struct Plan {
     int64_t decode, block_tokens, tiles, column_tiles, blocks, slot_bytes;

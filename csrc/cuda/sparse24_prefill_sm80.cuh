@@ -19,14 +19,20 @@
 // bind. 128 accumulators leave one block of 8 warps a multiprocessor; a step's 32 mma.sp of the two
 // warps of a scheduler last 512 clocks, longer than L2 takes. At 64 tokens and fewer W's bytes
 // bind: half the accumulators leave registers for three steps of W in flight.
+//
+// Whole numbers of 8 and 4 bits are expanded where they arrive, once for all tokens of the warp: 4
+// to 5 instructions a mma.sp at 64 tokens a warp, during which an A100 issues eight. So the tensor
+// core binds as before, and there is no number of tokens from which making W dense first would pay.
+// At 32 a warp it is nearly eight, where bytes bind.
+#pragma once
 #include "combine.cuh"
 #include "launch.h"
 #include "output.cuh"
 #include "ptx.cuh"
-#include "sparse24_arguments.h"
+#include "sparse24_values.cuh"
 
 namespace prunekern {
-namespace {
+namespace prefill_sm80 {
 
 using namespace sparse24_fragments;
 
@@ -34,7 +40,7 @@ constexpr int kStages = 3, kRowWarps = kPrefillRowWarps;
 
 using Prefill = Sparse24Arguments;
 
-template <class Element, int kTokenWarps, int kTokenTiles>
+template <class Step, int kTokenWarps, int kTokenTiles>
 struct Warp {
     static constexpr int kThreads = kRowWarps * kTokenWarps * kLanes;
     static constexpr int kTokens = kTokenWarps * kTokenTiles * kTileTokens;  // of the block
@@ -51,11 +57,11 @@ struct Warp {
     const int row_warp = threadIdx.x / kLanes % kRowWarps;
     const int token_warp = threadIdx.x / kLanes / kRowWarps;
     uint32_t copy_to, read_from[kSteps];  // in the ring's first stage
-    const char *values, *meta;            // of the next panel, at this lane's place
+    PanelReader<Step> weight;             // at the next panel
     const char* x[kCopies];               // token by token, at this thread's piece of the next turn
     int bytes[kCopies];                   // to copy: 16, or 0 where there is no such token
     int left;                             // bytes to the end of x's row
-    float acc[kRowTiles * kTokenTiles][4];
+    typename Step::Sum acc[kRowTiles * kTokenTiles][4];
 
     __device__ explicit Warp(const uint4* smem_x) {
         const uint32_t ring = ptx::shared_address(smem_x);
@@ -70,13 +76,11 @@ struct Warp {
         ptx::keep(copy_to);
     }
 
-    // To the column tile that begins at `column`, of the row group and of the block's tokens.
-    __device__ void begin(const Prefill& p, int row_group, int first_token, int column) {
-        const int64_t panel = int64_t{row_group} * p.stripes.column_tiles + column / kColumns;
-        values = p.values + panel * kValuesBytes + lane * 16;
-        meta = p.meta + panel * kMetaBytes + lane * 16;
+    // To a column tile of the row group and of the block's tokens.
+    __device__ void begin(const Prefill& p, int row_group, int first_token, int column_tile) {
+        weight.begin(p, row_group, column_tile, lane);
         const int token = first_token + threadIdx.x / 8;
-        const int piece = (column + threadIdx.x % 8 * 8) * 2;
+        const int piece = (column_tile * kColumns + threadIdx.x % 8 * 8) * 2;
         left = p.K * 2 - piece;
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
@@ -89,17 +93,16 @@ struct Warp {
         for (auto& sums : acc) sums[0] = sums[1] = sums[2] = sums[3] = 0;
     }
 
-    // kAhead counts steps from the first of the panel that `values` points to.
+    // kAhead counts steps from the first of the panel that `weight` is at.
     template <int kAhead>
-    __device__ void load(uint4 (&fragments)[kRowTiles], uint4 (&words)[kWords], int turn) const {
+    __device__ void load(Step& to, uint32_t (&meta)[kWords][kRowTiles], int turn) const {
         constexpr int kPanel = kAhead / kSteps, kStep = kAhead % kSteps;
-        ptx::unrolled<kRowTiles>([&](auto r) {
-            constexpr int kOffset =
-                kPanel * kValuesBytes + (r.value * kSteps + kStep) * kLanes * 16;
-            fragments[r.value] = ptx::load_shared_by_many<kOffset>(values);
-        });
+        const auto shared_by_many = [](auto offset, const char* from) {
+            return ptx::load_shared_by_many<offset.value>(from);
+        };
+        weight.template load_step<kPanel, kStep>(to, shared_by_many);
         if (kStep == 0)
-            words[(turn + kPanel) % kWords] = ptx::load_shared_by_many<kPanel * kMetaBytes>(meta);
+            weight.template load_meta<kPanel>(meta[(turn + kPanel) % kWords], shared_by_many);
     }
 
     template <int kStage>
@@ -115,25 +118,29 @@ struct Warp {
     }
 
     template <int kStage, int kStep>
-    __device__ void multiply(const uint4 (&fragments)[kRowTiles], const uint4& words) {
-        const uint32_t meta_of[kRowTiles] = {words.x, words.y, words.z, words.w};
+    __device__ void multiply(const Step& step, const uint32_t (&meta)[kRowTiles]) {
+        uint4 fragments[kRowTiles];
+        ptx::unrolled<kRowTiles>(
+            [&](auto r) { fragments[r.value] = step.template fragment<r.value>(); });
         ptx::unrolled<kTokenTiles>([&](auto n) {
             const uint4 b =
                 ptx::load_matrices<kStage * kStageBytes + n.value * 1024>(read_from[kStep]);
-#pragma unroll
-            for (int r = 0; r < kRowTiles; ++r)
-                ptx::mma_sparse<kStep>(acc[r * kTokenTiles + n.value], fragments[r], b, meta_of[r],
-                                       Element{});
+            ptx::unrolled<kRowTiles>([&](auto r) {
+                Step::template multiply<kStep>(acc[r.value * kTokenTiles + n.value],
+                                               fragments[r.value], b,
+                                               step.template meta<r.value>(meta));
+            });
         });
     }
 
     // The products of `count` column tiles from begin() on. Warps beyond the last row group copy
     // and wait with the others.
     __device__ void turns(int count, bool exists) {
-        uint4 fragments[kDepth + 1][kRowTiles], words[kWords];
+        Step steps[kDepth + 1];
+        uint32_t meta[kWords][kRowTiles];
         ptx::unrolled<kDepth>([&](auto ahead) {
             if (exists && ahead.value / kSteps < count)
-                load<ahead.value>(fragments[ahead.value], words, 0);
+                load<ahead.value>(steps[ahead.value], meta, 0);
         });
         ptx::unrolled<kStages - 1>([&](auto stage) {
             if (stage.value < count) copy_x<stage.value>();
@@ -152,41 +159,45 @@ struct Warp {
                     constexpr int kStep = kTurn * kSteps + step.value;
                     constexpr int kAhead = step.value + kDepth;
                     if (kTurn + kAhead / kSteps < count)
-                        load<kAhead>(fragments[(kStep + kDepth) % (kDepth + 1)], words, kTurn);
-                    multiply<kStage, step.value>(fragments[kStep % (kDepth + 1)],
-                                                 words[kTurn % kWords]);
+                        load<kAhead>(steps[(kStep + kDepth) % (kDepth + 1)], meta, kTurn);
+                    multiply<kStage, step.value>(steps[kStep % (kDepth + 1)], meta[kTurn % kWords]);
                 });
-                values += kValuesBytes, meta += kMetaBytes;
+                weight.template advance<1>();
             });
         ptx::wait_copies<0>();
         __syncthreads();  // the ring is free
+#pragma unroll
+        for (auto& sums : acc) Step::to_float(sums);
     }
 
-    __device__ void write(const Prefill& p, int row_group, int first_token) const {
-        const Output<Element> out{p.y, p.bias, p.M, p.N};
+    __device__ void write(const Prefill& p, int row_group, int first_token) {
+        const Output<typename Step::Element> out{p.y, p.bias, p.M, p.N};
         const int token = first_token + token_warp * kTokenTiles * kTileTokens;
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
             const int row = row_group * kRows + r * 16;
             const auto bias = out.bias_of(row, lane);
 #pragma unroll
-            for (int n = 0; n < kTokenTiles; ++n)
-                out.write(acc[r * kTokenTiles + n], bias, row, token + n * kTileTokens, lane);
+            for (int n = 0; n < kTokenTiles; ++n) {
+                auto& sums = reinterpret_cast<float (&)[4]>(acc[r * kTokenTiles + n]);
+                Step::scale(sums, p, row, token + n * kTileTokens, lane);
+                out.write(sums, bias, row, token + n * kTileTokens, lane);
+            }
         }
     }
 };
 
-template <class Element, int kTokenWarps, int kTokenTiles>
+template <class Step, int kTokenWarps, int kTokenTiles>
 __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps == 1 ? 2 : 1)
     sparse24_prefill_sm80_kernel(const __grid_constant__ Prefill p) {
-    using W = Warp<Element, kTokenWarps, kTokenTiles>;
+    using W = Warp<Step, kTokenWarps, kTokenTiles>;
     __shared__ __align__(128) uint4 smem_x[kStages * W::kStageBytes / 16];
     W warp(smem_x);
     p.stripes.for_segments(blockIdx.x, [&](int tile, int column, int length) {
         const int token_block = tile / p.row_blocks;
         const int row_group = (tile - token_block * p.row_blocks) * kRowWarps + warp.row_warp;
         const int first_token = token_block * W::kTokens;
-        warp.begin(p, row_group, first_token, column * kColumns);
+        warp.begin(p, row_group, first_token, column);
         warp.turns(length, row_group * kRows < p.N);
         auto& sums = reinterpret_cast<float4(&)[kRowTiles * kTokenTiles]>(warp.acc);
         if (combine<WholeBlock<W::kThreads>>(sums, p.stripes, tile, p.workspace))
@@ -194,22 +205,19 @@ __global__ void __launch_bounds__(kRowWarps * kTokenWarps * kLanes, kTokenWarps 
     });
 }
 
-}  // namespace
+}  // namespace prefill_sm80
 
-template <class Element>
+template <class Step>
 cudaError_t sparse24_prefill_sm80(const CudaProblem& problem, const PanelWeight& weight,
                                   const Sparse24Plan& plan) {
+    using namespace prefill_sm80;
     const bool wide = plan.token_warps == 2;
-    auto* kernel = plan.token_tiles == 4 ? (wide ? sparse24_prefill_sm80_kernel<Element, 2, 4>
-                                                 : sparse24_prefill_sm80_kernel<Element, 1, 4>)
-                                         : (wide ? sparse24_prefill_sm80_kernel<Element, 2, 8>
-                                                 : sparse24_prefill_sm80_kernel<Element, 1, 8>);
+    auto* kernel = plan.token_tiles == 4 ? (wide ? sparse24_prefill_sm80_kernel<Step, 2, 4>
+                                                 : sparse24_prefill_sm80_kernel<Step, 1, 4>)
+                                         : (wide ? sparse24_prefill_sm80_kernel<Step, 2, 8>
+                                                 : sparse24_prefill_sm80_kernel<Step, 1, 8>);
     return launch(kernel, {plan.stripes.blocks, kRowWarps * plan.token_warps * kLanes},
                   problem.stream, arguments_of(problem, weight, plan));
 }
-template cudaError_t sparse24_prefill_sm80<__half>(const CudaProblem&, const PanelWeight&,
-                                                   const Sparse24Plan&);
-template cudaError_t sparse24_prefill_sm80<__nv_bfloat16>(const CudaProblem&, const PanelWeight&,
-                                                          const Sparse24Plan&);
 
 }  // namespace prunekern

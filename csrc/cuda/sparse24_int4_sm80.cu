@@ -1,0 +1,10 @@
+// The sm80 variant of the 2:4 product, of values of 4 bits.
+#include "sparse24_product_sm80.cuh"
+
+namespace prunekern {
+
+cudaError_t sparse24_int4_linear_sm80(const CudaProblem& problem, const PanelWeight& weight) {
+    return sparse24_half_product_sm80<4>(problem, weight);
+}
+
+}  // namespace prunekern
