@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from prunekern.formats import FORMATS
 from prunekern.nn import SparseLinear
 from prunekern.pruning.masks import layer_mask, nm_mask
+from prunekern.timing import seconds_of
 
 ROUNDS = {1: 21, 512: 3}  # tokens -> rounds, as short times are the noisy ones
 TOKENS = tuple(ROUNDS)
@@ -173,18 +173,7 @@ def _ratios(dense: list[nn.Module], cells: dict, x: Tensor) -> dict:
     """Cell -> median over rounds of dense seconds / its seconds, every copy once a turn."""
     ratios: dict = {cell: [] for cell in cells}
     for _ in range(ROUNDS[len(x)] + 1):  # the first round warms up
-        reference = _seconds(dense, x)
+        reference = seconds_of(dense, x)
         for cell, layers in cells.items():
-            ratios[cell].append(reference / _seconds(layers, x))
+            ratios[cell].append(reference / seconds_of(layers, x))
     return {cell: statistics.median(values[1:]) for cell, values in ratios.items()}
-
-
-def _seconds(layers: list[nn.Module], x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for layer in layers:
-        layer(x)
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

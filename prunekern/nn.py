@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
 
@@ -127,7 +129,10 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]; the op checks x and says what is wrong with it."""
         # _parameters and not self.bias: nn.Module.__getattr__ would cost as much as a small layer.
-        bias = self._parameters["bias"]
+        return self.product(x, self._parameters["bias"])
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[..., K] -> x W^T + bias [..., N], whatever the layer's own bias is."""
         if torch.is_grad_enabled() and (
             x.requires_grad or (bias is not None and bias.requires_grad)
         ):
@@ -244,3 +249,25 @@ def count_broken_groups(weight: Tensor) -> int:
     """Groups of four inputs with more than two non-zeros: 0 if the weight is 2:4."""
     groups = formats.groups_of_four(weight.detach())
     return int(((groups != 0).sum(-1) > 2).sum())
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target` the hooks that were registered on `source`."""
+    for hooks in (
+        "_forward_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    ):
+        getattr(target, hooks).update(getattr(source, hooks))
+
+
+def release_memory() -> None:
+    """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass  # another C library: nothing to ask for

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from prunekern import formats
+from prunekern.fuse import FusedGroup, FusedLinear, fuse_linears, unfuse
 from prunekern.layouts import check_layout, why_reference
-from prunekern.nn import SparseLinear, count_broken_groups, prune_to_24
+from prunekern.nn import (
+    SparseLinear,
+    count_broken_groups,
+    move_hooks,
+    prune_to_24,
+    release_memory,
+)
 from prunekern.ops import check_runs, facts_of
 from prunekern.pruning.torch_masks import fold_masks, masked_weight
 from prunekern.targets import DEFAULT_TARGETS, is_linear, match_modules
+from prunekern.tied import forget_tie, tied_head
+from prunekern.timing import check_tokens, fastest_storage
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class ReplacedLayer:
         shape: (out_features, in_features).
         kernel: The format, or "dense".
         layout: The variant that runs, or "".
-        bytes_before: Of the weight.
+        bytes_before: Of the weight; 0 where the input embedding has it and keeps it.
         bytes_after: Of the weight, padding included.
         energy_kept: Share of the sum of squares that pruning left.
         rounding: Root of the share that rounding to int8 or int4 changed of what is kept.
@@ -50,9 +61,15 @@ class ReplacedLayer:
 
 @dataclass(frozen=True)
 class ReplaceReport:
-    """What was swapped, layer by layer."""
+    """What was swapped, layer by layer.
+
+    Attributes:
+        layers: In the model's order.
+        groups: With `fuse`, projections of one input: fused, or why not.
+    """
 
     layers: tuple[ReplacedLayer, ...]
+    groups: tuple[FusedGroup, ...] = ()
 
     @property
     def replaced(self) -> tuple[ReplacedLayer, ...]:
@@ -92,6 +109,7 @@ class ReplaceReport:
                 + (f"  rounding {layer.rounding:.2%}" if layer.rounding else "")
                 + (f"  ({layer.note})" if layer.note else "")
             )
+        lines += _fused_lines(self.groups)
         return "\n".join(lines)
 
 
@@ -102,6 +120,8 @@ def replace_linears(
     layout: str | None = None,
     prune: bool = True,
     group_size: int | None = None,
+    fuse: bool = False,
+    tokens: int = 1,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -111,12 +131,18 @@ def replace_linears(
 
     Args:
         model: Any module; Hugging Face models of the Llama kind are what it is made for.
-        kernel: "2:4", "2:4-int8", "2:4-int4", "csr" or "bitmask".
-        targets: See `prunekern.targets.match_modules`.
+        kernel: "2:4", "2:4-int8", "2:4-int4", "csr" or "bitmask"; or "auto": for each weight, as
+            it is, the one that is timed to be fastest on this machine, and dense where that is as
+            fast; prunes and rounds nothing.
+        targets: See `prunekern.targets.match_modules`. A head that is named though it shares its
+            weight with the input embedding gets a weight of its own, the embedding stays dense.
         layout: A variant of the format instead of the best that runs here.
         prune: For 2:4, whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
         group_size: For int8 and int4, inputs that share a scale; see `prunekern.compress`.
+        fuse: Whether q, k, v and gate, up become one packed weight and one op each; see
+            `fuse_linears`. What can not be is left apart with the reason in the report.
+        tokens: For "auto": at once, through a layer.
 
     Returns:
         What was done, layer by layer, and why a layer was left dense.
@@ -126,14 +152,22 @@ def replace_linears(
             before, weights of another dtype, on the meta device, NaN or infinite, or not 2:4 where
             `prune` is False, or a bad group size. The model is then as it was.
     """
-    formats.check_format(kernel, "replace_linears")
-    formats.check_group_size(kernel, group_size, "replace_linears")
+    _check_kernel(kernel, layout, group_size, tokens)
     accept = _linear_or_sparse
     matched = match_modules(model, targets, "replace_linears", accept)
-    reasons = {name: _reason_to_leave(model, module) for name, module in matched.items()}
+    head = tied_head(model)
+    reasons = {
+        name: "" if module is head else _reason_to_leave(model, module)
+        for name, module in matched.items()
+    }
     for name, module in matched.items():
         if not reasons[name]:
             _check(name, module, kernel, layout, prune)
+    kernels = dict.fromkeys(matched, kernel)
+    if kernel == AUTO:
+        for name, module in matched.items():
+            if not reasons[name]:
+                kernels[name], reasons[name] = fastest_storage(masked_weight(module), tokens)
 
     swapped: dict[int, tuple[SparseLinear, ReplacedLayer]] = {}
     layers = []
@@ -145,9 +179,12 @@ def replace_linears(
             layers.append(ReplacedLayer(name, shape, "dense", "", size, size, reason=reasons[name]))
             continue
         if id(linear) not in swapped:
-            swapped[id(linear)] = _swap(name, linear, kernel, layout, prune, group_size)
+            swapped[id(linear)] = _swap(name, linear, kernels[name], layout, prune, group_size)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
+        if linear is head:
+            row = replace(row, bytes_before=0)
+            forget_tie(model)
         layers.append(row if row.name == name else _shared(row, name))
         if linear in matched.values():
             continue  # under a second name: its id must not be given to another layer yet
@@ -155,7 +192,8 @@ def replace_linears(
     release_memory()
     if swapped:
         _attach_quantizer(model)
-    report = ReplaceReport(tuple(layers))
+    groups = fuse_linears(model) if fuse and swapped else ()
+    report = ReplaceReport(tuple(_as_fused(model, layers)), groups)
     _warn(report, kernel)
     return report
 
@@ -190,6 +228,7 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
         move_hooks(sparse, linear)
         set_module(model, name, linear)
+    unfuse(model)
     _forget_quantizer(model)
     return ReplaceReport(tuple(layers))
 
@@ -212,6 +251,20 @@ def _reason_to_leave(model: nn.Module, module: nn.Module) -> str:
     return ""
 
 
+def _check_kernel(kernel: str, layout: str | None, group_size: int | None, tokens: int) -> None:
+    who = "replace_linears"
+    if kernel != AUTO:
+        known = ", ".join([*formats.FORMATS, AUTO])
+        if kernel not in formats.FORMATS:
+            raise ValueError(f"{who}: kernel must be one of {known}, got {kernel!r}")
+        formats.check_group_size(kernel, group_size, who)
+        return
+    for name, given in (("layout", layout), ("group_size", group_size)):
+        if given is not None:
+            raise ValueError(f"{who}: {name} must be left out for auto, got {given!r}")
+    check_tokens(tokens, who)
+
+
 def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune: bool) -> None:
     who = f"replace_linears: {name}"
     if isinstance(module, SparseLinear):
@@ -226,11 +279,11 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
         raise ValueError(f"{who} must have finite weights, got {bad} NaN or infinite")
     if module.bias is not None and module.bias.dtype != weight.dtype:
         raise ValueError(f"{who} must have a bias of {weight.dtype}, got {module.bias.dtype}")
-    stem = formats.FORMATS[kernel].stem
     if layout is not None:
+        stem = formats.FORMATS[kernel].stem
         check_layout(stem, layout, weight.dtype, who)
         check_runs(stem, layout, weight.device, weight.dtype, who)
-    if formats.FORMATS[kernel].pattern == "2:4" and not prune:
+    if kernel != AUTO and formats.FORMATS[kernel].pattern == "2:4" and not prune:
         broken = count_broken_groups(weight)
         if broken:
             raise ValueError(
@@ -290,24 +343,32 @@ def _shared(row: ReplacedLayer, name: str) -> ReplacedLayer:
     return replace(row, name=name, bytes_before=0, bytes_after=0)
 
 
+def _as_fused(model: nn.Module, layers: Sequence[ReplacedLayer]) -> list[ReplacedLayer]:
+    """Rows with the bytes that layers weigh now, where they became part of a larger weight."""
+    modules = {layer.name: model.get_submodule(layer.name) for layer in layers}
+    return [
+        replace(layer, bytes_after=modules[layer.name].nbytes)
+        if isinstance(modules[layer.name], FusedLinear)
+        else layer
+        for layer in layers
+    ]
+
+
+def _fused_lines(groups: Sequence[FusedGroup]) -> list[str]:
+    """Which projections are one product, and once for each reason which are not."""
+    together = Counter(group.parts for group in groups if not group.reason)
+    apart = Counter((group.parts, group.reason) for group in groups if group.reason)
+    lines = [f"  {count} times fused: {', '.join(parts)}" for parts, count in together.items()]
+    return lines + [
+        f"  {count} times left apart: {', '.join(parts)}: {reason}"
+        for (parts, reason), count in apart.items()
+    ]
+
+
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` in the place of the one of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def move_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Gives `target` the hooks that were registered on `source`."""
-    for hooks in (
-        "_forward_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_hooks_always_called",
-        "_forward_pre_hooks",
-        "_forward_pre_hooks_with_kwargs",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-    ):
-        getattr(target, hooks).update(getattr(source, hooks))
 
 
 def _attach_quantizer(model: nn.Module) -> None:
@@ -331,14 +392,6 @@ def _forget_quantizer(model: nn.Module) -> None:
     method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
     if method == "prunekern" and not getattr(model.config, "prunekern", None):
         quantizer.remove_quantization_config(model)
-
-
-def release_memory() -> None:
-    """Gives freed blocks back to the system: glibc keeps those of up to 32 MB for itself."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        pass  # another C library: nothing to ask for
 
 
 def _warn(report: ReplaceReport, kernel: str) -> None:

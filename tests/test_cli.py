@@ -14,7 +14,7 @@ from prunekern.cli import app, main
 from prunekern.compare.expected import sentences
 from prunekern.nn import SparseLinear
 
-COMMANDS = ("prune", "recover", "compare", "convert", "generate", "hardware")
+COMMANDS = ("advise", "prune", "recover", "compare", "convert", "generate", "hardware")
 
 
 def invoke(*arguments):
@@ -102,7 +102,8 @@ def test_prune_calibrates_and_generate_and_recover_take_what_it_wrote(folder, tm
 
 
 def test_generate_can_swap_layers_first(folder):
-    found = invoke("generate", "Hello", "--model", folder, "--tokens", 2, "--kernel", "csr")
+    options = ("--kernel", "csr", "--targets", "all-linear", "--fuse")
+    found = invoke("generate", "Hello", "--model", folder, "--tokens", 4, *options)
     assert "tokens/s" in found
 
 

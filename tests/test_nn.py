@@ -265,18 +265,22 @@ def test_what_is_not_a_plain_linear_stays_dense_with_a_reason(llama):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    model = llama(tie_word_embeddings=True)
-    model.model.layers[0].self_attn.q_proj = Scaled(64, 64, bias=False)
-    report = prunekern.replace_linears(model, "bitmask", targets=("q_proj", "lm_head"))
+    model = llama()
+    first, second = (layer.self_attn for layer in model.model.layers)
+    first.q_proj = Scaled(64, 64, bias=False)
+    second.o_proj.weight = second.q_proj.weight
+    report = prunekern.replace_linears(model, "bitmask", targets=("q_proj", "v_proj"))
     reasons = {row.name: row.reason for row in report.left_dense}
     assert "Scaled may compute more" in reasons["model.layers.0.self_attn.q_proj"]
-    assert "also that of model.embed_tokens" in reasons["lm_head"]
-    assert len(report.replaced) == 1
+    assert "also that of model.layers.1.self_attn.o" in reasons["model.layers.1.self_attn.q_proj"]
+    assert len(report.replaced) == 2
 
 
 def test_all_left_dense_is_not_silent(llama):
+    model = llama()
+    model.model.layers[0].mlp.up_proj.weight = model.model.layers[0].mlp.gate_proj.weight
     with pytest.warns(UserWarning, match="every layer was left dense"):
-        prunekern.replace_linears(llama(tie_word_embeddings=True), "csr", targets="lm_head")
+        prunekern.replace_linears(model, "csr", targets="layers.0.mlp.up_proj")
 
 
 def test_layer_under_two_names_is_swapped_at_both():

@@ -459,7 +459,6 @@ def test_random_is_seeded(llama):
          "must name targets only, got 'x'"),
         ({"method": "taylor", "pattern": "unstructured", "sparsity": {"q_proj": 0.5},
           "scope": "global"}, "sparsity must be one number for scope global"),
-        ({"targets": "lm_head"}, r"targets of wanda must be in decoder layers .* got lm_head"),
         ({"damping": 0.0, "method": "sparsegpt"}, "damping must be positive"),
         ({"windows": 0}, "windows must be 1 or more"),
         ({"window": 1}, "window must be 2 or more tokens"),
@@ -478,6 +477,15 @@ def test_bad_arguments_leave_the_model_alone(llama, changes, message):
     before = weights(model)
     with pytest.raises(ValueError, match=f"prune: .*{message}"):
         wanda(model, **changes)
+    assert same(model, before)
+
+
+def test_targets_outside_of_decoder_layers_and_head_are_refused(llama):
+    model = llama()
+    model.extra = nn.Linear(64, 64)
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"targets of wanda must be in decoder layers .*got extra"):
+        wanda(model, targets=["all-linear", "extra"])
     assert same(model, before)
 
 

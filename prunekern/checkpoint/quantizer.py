@@ -27,7 +27,8 @@ from prunekern.checkpoint.schema import (
 )
 from prunekern.checkpoint.skeleton import PendingLinear, alike, resize, specs_of, swap_in, tied_keys
 from prunekern.checkpoint.versions import check_transformers
-from prunekern.replace import move_hooks, release_memory, restore_linears, set_module
+from prunekern.nn import move_hooks, release_memory
+from prunekern.replace import restore_linears, set_module
 
 
 class PrunekernConfig(QuantizationConfigMixin):

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prunekern.cli.advise import advise
 from prunekern.cli.compare import compare
 from prunekern.cli.convert import convert
 from prunekern.cli.generate import generate
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, recover, compare, convert, generate, hardware):
+for command in (advise, prune, recover, compare, convert, generate, hardware):
     app.command()(command)
 
 

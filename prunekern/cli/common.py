@@ -71,6 +71,26 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[float], None]]:
         yield lambda share: bar.update(task, completed=share)
 
 
+@contextmanager
+def plan_bar(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr a thing done, told its name and the share done."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=1.0)
+            bar.update(tasks[what], completed=share)
+
+        yield told
+
+
 def show(result: Any, as_json: bool) -> None:
     """Prints a result: its own words, or its fields."""
     if as_json:

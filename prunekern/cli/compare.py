@@ -37,6 +37,12 @@ def compare(
             help="Share of heads and of MLP channels removed for good, in rows of theirs."
         ),
     ] = 0.0,
+    fuse: Annotated[
+        bool, typer.Option(help="One product for q, k, v and one for gate, up, where we store.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode by a compiled step, in all rows: minutes.")
+    ] = False,
     report: Annotated[
         str,
         typer.Option(help='"rows", "standard", or "full": also what each layer alone costs.'),
@@ -60,6 +66,8 @@ def compare(
         out=out,
         rounds=rounds,
         structured=structured,
+        fuse=fuse,
+        compiled=compiled,
         report=report,
     )
     if as_json:

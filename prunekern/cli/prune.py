@@ -9,8 +9,12 @@ import typer
 
 from prunekern.cli.common import Json, Model, Targets, load, progress_bar, show, targets_of
 
+# What a plan says itself.
+_OF_A_PLAN = ("pattern", "method", "sparsity", "targets", "windows", "window", "kernel")
+
 
 def prune(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="New folder; from_pretrained reads it.")],
     model: Model = None,
     pattern: Annotated[str, typer.Option(help='"N:M" (N of M kept) or "unstructured".')] = "2:4",
@@ -36,6 +40,10 @@ def prune(
         ),
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "bfloat16",
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="What prunekern advise --save wrote, which says all of the above."),
+    ] = None,
     state: Annotated[
         Path | None, typer.Option(help="Folder from which a stopped run goes on.")
     ] = None,
@@ -44,7 +52,15 @@ def prune(
     """Prune a model and save what is left, compressed.
 
     Example: prunekern prune out --method sparsegpt --targets all-linear --calibration text.txt
+
+    Example: prunekern prune out --plan plan.json
     """
+    if plan is not None:
+        for name in _OF_A_PLAN:
+            if context.get_parameter_source(name).name != "DEFAULT":
+                raise ValueError(f"prune: {name} must be left out with a plan, which says it")
+        _prune_by_plan(out, model, plan, calibration, dtype, state, as_json)
+        return
     from prunekern import prune as run
     from prunekern import replace_linears, save_pretrained
     from prunekern.pruning import METHODS
@@ -71,6 +87,33 @@ def prune(
     saved = save_pretrained(loaded, out, dense=stored == "dense")
     tokenizer.save_pretrained(out)
     show({"pruned": report, "saved": saved} if as_json else f"{report}\n{saved}", as_json)
+
+
+def _prune_by_plan(
+    out: Path,
+    model: str | None,
+    plan: Path,
+    text: Path | None,
+    dtype: str,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    from prunekern import Plan, apply, save_pretrained
+
+    try:
+        read = Plan.from_json(plan.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prune: plan must be a readable file, got {plan}: {error}") from None
+    loaded, tokenizer = load(model, dtype, "prune")
+    options = {} if state is None else {"state": state}
+    with progress_bar("pruning", as_json) as told:
+        pruned, replaced = apply(
+            loaded, read, tokenizer, text, progress=lambda share, _: told(share), **options
+        )
+    saved = save_pretrained(loaded, out)
+    tokenizer.save_pretrained(out)
+    found = {"pruned": pruned, "replaced": replaced, "saved": saved}
+    show(found if as_json else f"{pruned}\n{replaced}\n{saved}", as_json)
 
 
 def storage_of(kernel: str, pattern: str, sparsity: float | None) -> str:

@@ -55,6 +55,8 @@ def compare(
     out: str | Path = "results",
     rounds: int = ROUNDS,
     structured: float = 0.0,
+    fuse: bool = False,
+    compiled: bool = False,
     report: str = "standard",
 ) -> CompareResult:
     """Prunes a model in several ways and measures each: the main job of this package.
@@ -78,6 +80,9 @@ def compare(
         structured: Share of heads and of MLP channels that are really removed, each in a row of its
             own: by activation and refitted, on the first windows of the text. In [0, 1); 0 for no
             such rows.
+        fuse: Whether rows that we store multiply q, k, v and gate, up at once.
+        compiled: Whether all rows, dense ones too, decode by a compiled step, which is compiled
+            before it is timed: a minute or two more for each row.
         report: "rows" measures no more than the rows of the tables; "standard" also a layer at 1 to
             512 tokens and the error that pruning makes in each layer, less than a minute for a
             small model; "full" also how far each layer alone moves the predictions, a pass each.
@@ -91,7 +96,7 @@ def compare(
     console = Console(stderr=True)
     dtypes = [dtype] if isinstance(dtype, str) else list(dtype)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    variants = variants_for(patterns, sparsity, dtypes, structured)
+    variants = variants_for(patterns, sparsity, dtypes, structured, fuse, compiled)
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1 or rounds < 1:
         raise ValueError(f"compare: threads and rounds must be at least 1, got {threads}, {rounds}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from prunekern.formats import FORMATS
+from prunekern.fuse import FusedLinear
 from prunekern.nn import SparseLinear
 from prunekern.pruning import prune
 from prunekern.pruning.masks import parse_pattern
@@ -37,16 +39,24 @@ class Variant:
             smaller dense layer.
         dtype: float32, bfloat16 or float16.
         sparsity: Of the pruned layers, as asked for.
+        fused: Whether q, k, v and gate, up are one product each.
+        compiled: Whether a token is decoded by a compiled step.
     """
 
     pattern: str
     storage: str
     dtype: str
     sparsity: float
+    fused: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         """For the table."""
+        return self._stored + ", fused" * self.fused + ", compiled" * self.compiled
+
+    @property
+    def _stored(self) -> str:
         if self.pattern == DENSE:
             return f"dense {self.dtype}"
         stored = "stored dense" if self.storage == DENSE else f"as {self.storage}"
@@ -65,9 +75,16 @@ class Variant:
 
 
 def variants_for(
-    patterns: Sequence[str], sparsity: float, dtypes: Sequence[str], structured: float = 0.0
+    patterns: Sequence[str],
+    sparsity: float,
+    dtypes: Sequence[str],
+    structured: float = 0.0,
+    fuse: bool = False,
+    compiled: bool = False,
 ) -> list[Variant]:
     """The rows, dense first, for each dtype; with `structured` those of heads and channels.
+
+    `fuse` is for rows that we store, `compiled` for all.
 
     Raises:
         ValueError: An unknown pattern or dtype, or a sparsity or share outside [0, 1).
@@ -93,7 +110,7 @@ def variants_for(
             rows += [Variant(pattern, storage, dtype, share) for storage in storages]
         if structured:
             rows += [Variant(pattern, REMOVED, dtype, structured) for pattern in STRUCTURED]
-    return rows
+    return [replace(row, fused=fuse and row.storage in FORMATS, compiled=compiled) for row in rows]
 
 
 class TorchCSRLinear(nn.Module):
@@ -160,8 +177,15 @@ def build(
             linear = model.get_submodule(name)
             setattr(model.get_submodule(parent), child, TorchCSRLinear(linear))
     elif variant.storage != DENSE:
-        replace_linears(model, variant.storage, targets, prune=False)
+        replace_linears(model, variant.storage, targets, prune=False, fuse=variant.fused)
     return names
+
+
+def alone(layer: nn.Module) -> nn.Module:
+    """A layer that computes its own product only, where it is fused with others."""
+    if not isinstance(layer, FusedLinear):
+        return layer
+    return SparseLinear(layer.canonical(), layer.bias, layer.layout)
 
 
 def weight_bytes(module: nn.Module) -> int:

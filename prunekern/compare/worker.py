@@ -20,6 +20,7 @@ from prunekern.compare.variants import (
     DTYPES,
     REMOVED,
     Variant,
+    alone,
     build,
     model_bytes,
     target_names,
@@ -155,7 +156,7 @@ def _load(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     state |= {
         "model": model,
         # One of other sizes has no dense twin to be timed against.
-        "layer": None if job.variant.storage == REMOVED else layers[largest],
+        "layer": None if job.variant.storage == REMOVED else alone(layers[largest]),
         "in_features": shapes[largest][1],
     }
     result = {
@@ -186,11 +187,11 @@ def _nll(job: Job, state: dict[str, Any], first: int, count: int) -> float:
 def _speed(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     from prunekern.compare import measure
 
-    model, layer = state["model"], state["layer"]
+    model, layer, compiled = state["model"], state["layer"], job.variant.compiled
     return {
         "prefill_tokens_per_s": measure.prefill_tokens_per_s(model, job.windows),
-        "decode_tokens_per_s": measure.decode_tokens_per_s(model, job.windows, 1),
-        "decode_tokens_per_s_batch4": measure.decode_tokens_per_s(model, job.windows, 4),
+        "decode_tokens_per_s": measure.decode_tokens_per_s(model, job.windows, 1, compiled),
+        "decode_tokens_per_s_batch4": measure.decode_tokens_per_s(model, job.windows, 4, compiled),
         "layer_ms": {}
         if layer is None
         else measure.layer_ms(layer, state["in_features"], DTYPES[job.variant.dtype]),

@@ -91,6 +91,7 @@ __all__ = [
     "take_kept",
     "tensor_names",
     "tensor_specs",
+    "unpack_bits",
     "validate",
     "whole_numbers_of",
 ]

@@ -7,7 +7,7 @@ stores and runs what is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekern.pruning import calibrated
-from prunekern.pruning.allocation import check_sparsity, sparsity_of_each
+from prunekern.pruning.allocation import check_sparsity, pattern_of_each, sparsity_of_each
 from prunekern.pruning.calibration import calibration_windows
-from prunekern.pruning.input_statistics import Hessian, InputNorms
+from prunekern.pruning.input_statistics import Hessian, InputNorms, Statistic
 from prunekern.pruning.layerwise import Progress, evaluating
 from prunekern.pruning.magnitude import magnitude_scores
 from prunekern.pruning.masks import choose_mask, global_threshold, parse_pattern, threshold_mask
@@ -37,6 +37,7 @@ from prunekern.pruning.torch_masks import (
 )
 from prunekern.pruning.wanda import wanda_scores
 from prunekern.targets import DEFAULT_TARGETS, match_modules
+from prunekern.tied import untied
 
 __all__ = [
     "METHODS",
@@ -47,6 +48,8 @@ __all__ = [
     "cubic_sparsity",
     "permute_channels",
     "prune",
+    "pruned_weight",
+    "statistic_of",
 ]
 
 
@@ -75,8 +78,8 @@ _OWL_SHARE = 1 / 3  # of the whole run's passes
 class _Rule:
     """How masks are made, once arguments are checked."""
 
-    pattern: str
-    nm: tuple[int, int] | None
+    pattern: str | Mapping[str, str]
+    nm: tuple[int, int] | None  # of a single pattern
     method: str
     scope: str
     sparsity: float | Mapping[str, float]
@@ -87,7 +90,7 @@ class _Rule:
 
 def prune(
     model: nn.Module,
-    pattern: str = "2:4",
+    pattern: str | Mapping[str, str] = "2:4",
     method: str = "magnitude",
     sparsity: float | Mapping[str, float] | None = None,
     targets: str | Sequence[str] = DEFAULT_TARGETS,
@@ -120,12 +123,13 @@ def prune(
             of transformers with decoder layers at model.layers; for "taylor" a causal language
             model.
         pattern: "N:M" (N of every M inputs kept, M up to 32; a shorter group at a row's end keeps
-            up to N) or "unstructured".
+            up to N) or "unstructured"; or one for each target by name or its end at a dot.
         method: How a weight's worth is scored: "magnitude", "random", "wanda", "ria", "sparsegpt"
             or "taylor".
         sparsity: Share of weights that go, in [0, 1); 0.5 where none is given; or a share for each
-            target by name or its end at a dot. Only for unstructured: N:M has its own.
-        targets: See `prunekern.targets.match_modules`.
+            unstructured target by name or its end at a dot. N:M has its own.
+        targets: See `prunekern.targets.match_modules`. A head that is named though it shares its
+            weight with the input embedding gets a copy of its own, which alone is pruned.
         scope: For unstructured, among whom the smallest are sought: "layer", "row", "global", or
             "quantile", which keeps what reaches the layer's quantile with all ties. By default
             "row" for Wanda and RIA, "layer" for others; SparseGPT ranks a "block" of 128 columns.
@@ -154,7 +158,10 @@ def prune(
     rule = _check_rule(pattern, method, sparsity, scope, allocation, seed, damping)
     matched = match_modules(model, targets, "prune")
     modules = _check_weights(matched)
-    shares = sparsity_of_each(rule.sparsity, list(modules))
+    rules = _rule_of_each(rule, list(modules))
+    free = [name for name, own in rules.items() if own.nm is None]
+    shares = {name: own.sparsity for name, own in rules.items()}
+    shares |= sparsity_of_each(rule.sparsity, free)
     needs = METHODS[method].needs
     work = ids = None
     if needs == "weights" and allocation == "uniform":
@@ -176,29 +183,76 @@ def prune(
 
     told = Progress(progress)
     begin = 0.0
-    if allocation == "owl":
-        begin = _OWL_SHARE if needs != "weights" else 1.0
-        shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
-    if needs in _LAYERWISE:
-        layers = calibrated.prune_layerwise(
-            work,
-            InputNorms if needs == "norms" else Hessian,
-            partial(_decide, rule, shares),
-            state,
-            asdict(rule) | {"sparsity": shares},
-            told,
-            begin,
-        )
-    else:
-        scores_of = _scores(model, rule, modules, ids, told, begin)
-        layers = _prune_by_scores(rule, modules, shares, scores_of)
-    for module in matched.values():
-        fold_masks(module)
-    return PruneReport(pattern, method, tuple(layers), None if ids is None else tuple(ids.shape))
+    with untied(model, modules.values()):
+        if allocation == "owl":
+            begin = _OWL_SHARE if needs != "weights" else 1.0
+            shares = calibrated.owl_allocation(work, rule.sparsity, told, begin)
+        if needs in _LAYERWISE:
+            layers = calibrated.prune_layerwise(
+                work,
+                InputNorms if needs == "norms" else Hessian,
+                partial(_decide, rules, shares),
+                state,
+                asdict(rule) | {"sparsity": shares},
+                told,
+                begin,
+            )
+        else:
+            scores_of = _scores(model, rule, modules, ids, told, begin)
+            layers = _prune_by_scores(rules, modules, shares, scores_of)
+        for module in matched.values():
+            fold_masks(module)
+    patterns = ", ".join(sorted({own.pattern for own in rules.values()}))
+    return PruneReport(patterns, method, tuple(layers), None if ids is None else tuple(ids.shape))
+
+
+def statistic_of(method: str) -> type[Statistic] | None:
+    """What `pruned_weight` wants to know of a layer's inputs, None for nothing.
+
+    Raises:
+        ValueError: The method looks at more than one layer, as "taylor" does.
+    """
+    kinds = {"weights": None, "norms": InputNorms, "hessians": Hessian}
+    known = [name for name, one in METHODS.items() if one.needs in kinds and name != "random"]
+    if method not in known:
+        raise ValueError(f"prune: method must be one of {', '.join(known)}, got {method!r}")
+    return kinds[METHODS[method].needs]
+
+
+def pruned_weight(
+    name: str,
+    module: nn.Module,
+    pattern: str,
+    method: str,
+    sparsity: float | None = None,
+    statistic: Statistic | None = None,
+) -> Tensor:
+    """What `prune` would make of the weight of one layer; the layer is left as it is.
+
+    Args:
+        name: Of the layer, for messages.
+        module: The layer.
+        pattern: "N:M" or "unstructured".
+        method: See `statistic_of`.
+        sparsity: See `prune`.
+        statistic: Of the layer's inputs, of the kind that `statistic_of` names.
+
+    Returns:
+        [N, K], any float dtype.
+
+    Raises:
+        ValueError: As `prune`.
+    """
+    rule = _check_rule(pattern, method, sparsity, None, "uniform", 0, 0.01)
+    if statistic is not None:
+        return _decide({name: rule}, {name: rule.sparsity}, name, module, statistic)
+    weight = masked_weight(module)
+    mask = choose_mask(magnitude_scores(weight), rule.nm, rule.sparsity, rule.scope)
+    return weight.masked_fill(~mask, 0.0)
 
 
 def _check_rule(
-    pattern: str,
+    pattern: str | Mapping[str, str],
     method: str,
     sparsity: float | Mapping[str, float] | None,
     scope: str | None,
@@ -206,7 +260,9 @@ def _check_rule(
     seed: int,
     damping: float,
 ) -> _Rule:
-    nm = parse_pattern(pattern)
+    mixed = isinstance(pattern, Mapping)
+    nms = [parse_pattern(one) for one in (pattern.values() if mixed else [pattern])]
+    nm = None if mixed else nms[0]
     if method == "movement":
         raise ValueError(
             "prune: method movement is learned while training; see pruning.MovementPruner"
@@ -224,8 +280,11 @@ def _check_rule(
             f"prune: allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}"
         )
     sparsity = check_sparsity(sparsity, nm, pattern)
-    if allocation == "owl" and nm is not None:
+    if allocation == "owl" and any(nms):
         raise ValueError(f"prune: pattern must be unstructured for owl, got {pattern}")
+    if mixed and (allocation == "owl" or scope == "global"):
+        what = "owl" if allocation == "owl" else "scope global"
+        raise ValueError(f"prune: pattern must be one for {what}, got one a layer")
     if isinstance(sparsity, Mapping) and (allocation == "owl" or scope == "global"):
         what = "owl" if allocation == "owl" else "scope global"
         raise ValueError(f"prune: sparsity must be one number for {what}, got a share a layer")
@@ -234,6 +293,18 @@ def _check_rule(
     if not 0 < damping < float("inf"):
         raise ValueError(f"prune: damping must be positive, got {damping}")
     return _Rule(pattern, nm, method, scope, sparsity, allocation, seed, damping)
+
+
+def _rule_of_each(rule: _Rule, names: Sequence[str]) -> dict[str, _Rule]:
+    """Layer -> rule with its own pattern; the sparsity of N:M is that of the pattern."""
+    if not isinstance(rule.pattern, Mapping):
+        return dict.fromkeys(names, rule)
+    rules = {}
+    for name, pattern in pattern_of_each(rule.pattern, names).items():
+        nm = parse_pattern(pattern)
+        sparsity = rule.sparsity if nm is None else 1 - nm[0] / nm[1]
+        rules[name] = replace(rule, pattern=pattern, nm=nm, sparsity=sparsity)
+    return rules
 
 
 def _refuse_unused(method: str, **arguments: Any) -> None:
@@ -270,14 +341,14 @@ def _check_weights(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def _decide(
-    rule: _Rule,
+    rules: Mapping[str, _Rule],
     shares: Mapping[str, float],
     name: str,
     module: nn.Module,
     statistic: InputNorms | Hessian,
 ) -> Tensor:
     """The pruned weight of one layer, by what is known of its inputs."""
-    weight = masked_weight(module)
+    rule, weight = rules[name], masked_weight(module)
     if isinstance(statistic, Hessian):
         factor, dead = statistic.factor(rule.damping, name)
         return sparsegpt_prune(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
@@ -310,12 +381,13 @@ def _scores(
 
 
 def _prune_by_scores(
-    rule: _Rule,
+    rules: Mapping[str, _Rule],
     modules: Mapping[str, nn.Module],
     shares: Mapping[str, float],
     scores_of: Callable[[str], Tensor],
 ) -> list[PrunedLayer]:
     """Writes the zeros, layer after layer."""
+    rule = next(iter(rules.values()))  # all but pattern and sparsity are the same in each
     by_threshold = rule.nm is None and rule.scope == "global"
     if by_threshold:
         threshold, ties = global_threshold([scores_of(name) for name in modules], rule.sparsity)
@@ -324,7 +396,7 @@ def _prune_by_scores(
         if by_threshold:
             mask, ties = threshold_mask(scores_of(name), threshold, ties)
         else:
-            mask = choose_mask(scores_of(name), rule.nm, shares[name], rule.scope)
+            mask = choose_mask(scores_of(name), rules[name].nm, shares[name], rule.scope)
         weight = masked_weight(module)
         # masked_fill, not a product with the mask: that would write -0.0 for negative weights.
         pruned = weight.masked_fill(~mask, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,20 +49,32 @@ def sparsity_of_each(
     """
     if not isinstance(sparsity, Mapping):
         return dict.fromkeys(names, float(sparsity))
+    advice = "; 0 leaves a layer as it is"
+    return {name: float(s) for name, s in _of_each("sparsity", sparsity, names, advice).items()}
+
+
+def pattern_of_each(pattern: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Layer -> pattern; see `sparsity_of_each`.
+
+    Raises:
+        ValueError: A layer that no key names, or a key that names no layer.
+    """
+    return _of_each("pattern", pattern, names)
+
+
+def _of_each(what: str, given: Mapping[str, Any], names: Sequence[str], advice: str = "") -> dict:
+    """Layer -> what is given for the longest key that is its name or the end of it at a dot."""
     result, used = {}, set()
     for name in names:
-        keys = [key for key in sparsity if name == key or name.endswith(f".{key}")]
+        keys = [key for key in given if name == key or name.endswith(f".{key}")]
         if not keys:
-            raise ValueError(
-                f"prune: sparsity must name every target, got none for {name}; "
-                "0 leaves a layer as it is"
-            )
+            raise ValueError(f"prune: {what} must name every target, got none for {name}{advice}")
         used.update(keys)
-        result[name] = float(sparsity[max(keys, key=len)])
-    for key in sparsity:
+        result[name] = given[max(keys, key=len)]
+    for key in given:
         if key not in used:
             raise ValueError(
-                f"prune: sparsity must name targets only, got {key!r}, which is none of them"
+                f"prune: {what} must name targets only, got {key!r}, which is none of them"
             )
     return result
 

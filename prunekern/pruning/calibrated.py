@@ -26,6 +26,7 @@ from prunekern.pruning.layerwise import (
     evaluating,
     layer_of_target,
     scratch,
+    with_head,
 )
 from prunekern.pruning.report import PrunedLayer, pruned_layer
 from prunekern.pruning.state import State, digest
@@ -41,7 +42,7 @@ class Plan:
     """What runs through which decoder layers."""
 
     model: nn.Module
-    layers: nn.ModuleList
+    layers: nn.ModuleList  # and the head as one more, if it is a target
     prefix: str
     targets: Mapping[int, Mapping[str, nn.Module]]  # decoder layer -> name -> module
     windows: Tensor
@@ -66,9 +67,14 @@ def plan(
         ValueError: Another kind of model, or a target outside of them.
     """
     prefix, layers = decoder_layers(model, method)
+    headed = with_head(model, prefix, layers)
+    head = None
+    if headed is not layers:
+        head = next((n for n, module in modules.items() if module is headed[-1].head), None)
     targets: dict[int, dict[str, nn.Module]] = defaultdict(dict)
-    for name, index in layer_of_target(prefix, list(modules), method).items():
-        targets[index][name] = modules[name]
+    for name, index in layer_of_target(prefix, list(modules), method, head).items():
+        targets[len(layers) if index is None else index][name] = modules[name]
+    layers = layers if head is None else headed
     return Plan(model, layers, prefix, targets, windows, offload)
 
 

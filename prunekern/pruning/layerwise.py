@@ -41,19 +41,46 @@ def decoder_layers(model: nn.Module, method: str) -> tuple[str, nn.ModuleList]:
     )
 
 
-def layer_of_target(prefix: str, names: list[str], method: str) -> dict[str, int]:
-    """Target -> index of its decoder layer.
+class HeadLayer(nn.Module):
+    """What follows the decoder layers, run as if it were one more: the last norm and the head."""
+
+    def __init__(self, norm: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.head = norm, head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> logits [..., vocabulary]."""
+        return self.head(self.norm(hidden))
+
+
+def with_head(model: nn.Module, prefix: str, layers: nn.ModuleList) -> nn.ModuleList:
+    """The decoder layers, and after them the head where the model has one like Llama's."""
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    norm = getattr(model.get_submodule(prefix.rpartition(".")[0]), "norm", None)
+    if head is None or norm is None:
+        return layers
+    return nn.ModuleList([*layers, HeadLayer(norm, head)])
+
+
+def layer_of_target(
+    prefix: str, names: list[str], method: str, head: str | None = None
+) -> dict[str, int | None]:
+    """Target -> index of its decoder layer, or None for that of the name `head`.
 
     Raises:
-        ValueError: A target is outside them, as lm_head is.
+        ValueError: A target is neither.
     """
-    indices = {}
+    indices: dict[str, int | None] = {}
     for name in names:
-        head, _, rest = name.partition(f"{prefix}.")
-        if head or not rest:
+        if name == head:
+            indices[name] = None
+            continue
+        before, _, rest = name.partition(f"{prefix}.")
+        if before or not rest:
             raise ValueError(
-                f"prune: targets of {method} must be in decoder layers ({prefix}.*), got {name}; "
-                "prune it with magnitude or taylor"
+                f"prune: targets of {method} must be in decoder layers ({prefix}.*) or the head, "
+                f"got {name}; prune it with magnitude or taylor"
             )
         indices[name] = int(rest.split(".")[0])
     return indices
@@ -188,6 +215,8 @@ def _record_calls(
     finally:
         for hook in hooks:
             hook.remove()
+    if isinstance(layers[-1], HeadLayer):
+        calls.append(((), {}))
     return calls
 
 
