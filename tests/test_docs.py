@@ -59,6 +59,12 @@ def test_pages_are_in_the_navigation():
     assert pages == set(re.findall(r": ([\w/-]+\.md)$", text, re.MULTILINE))
 
 
+def test_reference_has_every_public_name():
+    text = (ROOT / "docs/reference.md").read_text()
+    listed = set(re.findall(r"^ +- (\w+)$", text, re.MULTILINE))
+    assert listed | {"compare"} == set(prunekern.__all__)
+
+
 # ------------------------------------------------------------------------------ formats
 
 
