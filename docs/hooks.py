@@ -1,6 +1,7 @@
 """What mkdocs includes at build time, so that nothing is written twice.
 
-`{{ head csrc/cpu/sparse24_simd.h }}` is the comment, or the docstring, that the file opens with.
+`{{ head csrc/cpu/sparse24_simd.h }}` is the comment, or the docstring, that the file opens with;
+with a `*` that of each file that says more than where to look.
 `{{ results }}` lists benchmarks/results/*.md, each of which becomes a page, `results/<name>.md`.
 """
 
@@ -57,8 +58,14 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Fills in heads of files and the list of results."""
 
+    def quote(path: str) -> str:
+        return f"From the head of `{path}`:\n\n```text\n{head(path)}\n```"
+
     def source(match: re.Match) -> str:
-        return f"From the head of `{match[1]}`:\n\n```text\n{head(match[1])}\n```"
+        if "*" not in match[1]:
+            return quote(match[1])
+        paths = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(match[1]))]
+        return "\n\n".join(quote(path) for path in paths if head(path).count("\n") > 1)
 
     def results(_: re.Match) -> str:
         return "\n".join(

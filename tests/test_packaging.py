@@ -95,31 +95,43 @@ def test_the_sdist_has_what_a_build_needs(sources):
     assert not list(sources.rglob("*.so"))
 
 
+OP = """
+import torch, prunekern
+from prunekern import ops
+weight = torch.tensor([[0, 1.5, 0, -2, 1, 0, 0, 0]])
+packed = prunekern.pack(prunekern.compress(weight, "2:4"), "scalar")
+y = prunekern.linear(torch.ones(3, 8), packed)
+print(prunekern.__file__, ops.LIBRARY_ERROR, y.flatten().tolist())
+"""
+
+
 def test_an_op_runs_from_the_sdist(installed, tmp_path):
-    code = (
-        "import torch, prunekern; from prunekern import ops;"
-        "w = torch.tensor([[0, 1.5, 0, -2, 1, 0, 0, 0]]);"
-        "y = prunekern.linear(torch.ones(3, 8), prunekern.pack(prunekern.compress(w, '2:4'), 'scalar'));"
-        "print(prunekern.__file__, ops.LIBRARY_ERROR, y.flatten().tolist())"
-    )
-    file, error, result = _python(installed, tmp_path, "-c", code).strip().split(" ", 2)
+    file, error, result = _python(installed, tmp_path, "-c", OP).strip().split(" ", 2)
     assert Path(file).is_relative_to(installed)
     assert (error, result) == ("None", "[0.5, 0.5, 0.5]")
 
 
+TABLES = """
+import json, torch
+from prunekern import _C, ops
+from prunekern.layouts import LAYOUTS
+import contenders, test_build, test_ops
+key = ("csr", "avx512bf16")
+print(json.dumps({
+    "runs": key[1] in ops.cpu_isa(),
+    "op": key in ops.OPS,
+    "layout": key[1] in LAYOUTS["csr"],
+    "built": "csr_avx512bf16" in _C.build_info()["variants"],
+    "compiled": key in test_build.COMPILED,
+    "tested": (*key, torch.bfloat16) in test_ops.VARIANTS,
+    "measured": contenders.best_layout("csr", torch.bfloat16, "avx512bf16") == key[1],
+}))
+"""
+
+
 def test_five_steps_add_a_variant(installed, tmp_path):
-    """Op, layout, build information, tests and benchmarks have it."""
-    code = (
-        "import json, torch; from prunekern import _C, ops; from prunekern.layouts import LAYOUTS;"
-        "import test_ops, test_build, contenders;"
-        "key = ('csr', 'avx512bf16');"
-        "print(json.dumps({'op': key in ops.OPS, 'layout': key[1] in LAYOUTS['csr'],"
-        "'built': 'csr_avx512bf16' in _C.build_info()['variants'],"
-        "'compiled': key in test_build.COMPILED, 'runs': key[1] in ops.cpu_isa(),"
-        "'tested': (*key, torch.bfloat16) in test_ops.VARIANTS,"
-        "'measured': contenders.best_layout('csr', torch.bfloat16, 'avx512bf16') == key[1]}))"
-    )
-    found = json.loads(_python(installed, tmp_path, "-c", code).splitlines()[-1])
+    """Op, layout, build information, tests and benchmarks have it, and the tests of ops pass."""
+    found = json.loads(_python(installed, tmp_path, "-c", TABLES).splitlines()[-1])
     runs = found.pop("runs")
     if not runs:
         del found["tested"], found["measured"]
