@@ -7,6 +7,8 @@ ARGS ?=
 # All of one release: nvcc takes whatever nvvm is newest, whose PTX its ptxas may not read.
 NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
 	nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+# GCC 12 drops the stores to its AMX tile configuration, and it crashes: ggml-org/llama.cpp#26954.
+LLAMA_FLAGS := -fno-tree-dse -fno-dse
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/*/*)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
@@ -28,8 +30,9 @@ browser:
 	command -v chromium >/dev/null || (apt-get update -qq && \
 		apt-get install -y -qq --no-install-recommends chromium)
 
-bench: $(VENV)/.test
-	$(BIN)/python -m pytest benchmarks/ --benchmark-compare $(ARGS)
+# Ten to fifteen minutes on an idle machine; ARGS=--full is hours, ARGS="--results NAME" writes benchmarks/results/NAME-*.
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks/ --benchmark-compare --benchmark-autosave $(ARGS)
 
 # What pruning takes and training gives back, on the default model: hours; stop it and go on at will.
 recovery: $(VENV)/.package
@@ -62,8 +65,8 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf build dist site *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
-	rm -rf $(VENV)
+	rm -rf build dist *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-deepsparse .venv-llama
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -87,9 +90,22 @@ $(VENV)/.test: $(VENV)/.package
 		|| $(PIP) $(NVCC_WHEELS)
 	touch $@
 
+<<<<<<< HEAD
 $(VENV)/.docs: $(VENV)/.python
 	$(PIP) mkdocs==1.6.1 mkdocs-material==9.8.2 "mkdocstrings[python]==1.0.8" \
 		mkdocstrings-python==2.0.11 ruff==0.17.6
+=======
+# The rivals, in the versions that results are of. Two live in environments of their own: DeepSparse
+# wants an old numpy and Python up to 3.11, llama.cpp is compiled for minutes. Where one cannot be
+# installed the benchmarks say so and go on.
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) onnx==1.23.2 onnxruntime==1.32.0 openvino==2026.4.1 scipy==1.17.1
+	$(PIP) --no-deps torchao==0.18.0
+	-$(PYTHON) -m venv .venv-deepsparse && .venv-deepsparse/bin/python -m pip install --quiet \
+		--disable-pip-version-check deepsparse==1.8.0
+	-$(PYTHON) -m venv .venv-llama && CXXFLAGS="$(LLAMA_FLAGS)" .venv-llama/bin/python -m pip \
+		install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+>>>>>>> main
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.python

@@ -1,21 +1,19 @@
 """Is a sparse layer faster than the best dense one? Each cell of the table of bars.
 
-All contenders of a cell take turns within a round, on rotating copies of their weights, so that
-none is in cache and whatever else the machine does falls on all alike. The ratio is the median of
-the rounds' ratios: the fastest rival's time over ours.
+Rivals are torch's own products as every model calls them; the others are in the other files. How
+contenders take turns: `harness.py`. The ratio is the median of the rounds' ratios: the fastest
+rival's time over ours.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
+from dataclasses import asdict
 
 import pytest
 import torch
-from contenders import best_layout, ours, plain_read, rival
+from contenders import best_layout, kind_here, line_up, plain_read
+from harness import Race
 from shapes import BANDWIDTH_BAR, BARS, SHAPES
-
-ROUNDS = {1: 60, 2: 40, 4: 40, 8: 40, 16: 30, 32: 20, 64: 16, 128: 12, 512: 7}
 
 
 def _cells(isa: str):
@@ -25,86 +23,55 @@ def _cells(isa: str):
                 yield bar, shape, M, ratio
 
 
+def _id(bar, shape, M) -> str:
+    rival = f"{bar.rivals[0].split()[1]}{len(bar.rivals)}"
+    return f"{bar.what.replace(' ', '')}-{shape[0]}x{shape[1]}-M{M}-{rival}"
+
+
 def pytest_generate_tests(metafunc):
     if "cell" in metafunc.fixturenames:
-        from prunekern import ops
-
-        kind = metafunc.config.getoption("--isa") or (
-            "avx512bf16" if "avx512bf16" in ops.cpu_isa() else "avx2"
-        )
-        cells = list(_cells(kind))
-        ids = [
-            f"{bar.what.replace(' ', '')}-{shape[0]}x{shape[1]}-M{M}-{bar.rivals[0].split()[1]}"
-            f"{len(bar.rivals)}"
-            for bar, shape, M, _ in cells
-        ]
-        metafunc.parametrize("cell", cells, ids=ids)
+        cells = list(_cells(metafunc.config.getoption("--isa") or kind_here()))
+        metafunc.parametrize("cell", cells, ids=[_id(*cell[:3]) for cell in cells])
 
 
-def test_bar(benchmark, cell, isa, cells):
+def test_bar(benchmark, cell, isa, keep, request):
     bar, shape, M, wanted = cell
+    name = _id(bar, shape, M)
+    keep.once(name)
     dtype = getattr(torch, bar.dtype)
-    x32 = torch.randn(M, shape[1])
-    runs = {}
-    for stem in bar.stems:
-        layout = best_layout(stem, dtype, isa)
-        call, nbytes = ours(stem, layout, shape, dtype, bar.density)
-        runs[f"{stem}/{layout}"] = (call, x32.to(dtype), nbytes)
-    for name in bar.rivals:
-        call, rival_dtype = rival(name, shape, bar.stems[0], bar.density)
-        runs[name] = (call, x32.to(rival_dtype), None)
-    times = {name: [] for name in runs}
-
-    def take_turns():
-        for name, (call, x, _) in runs.items():
-            start = time.perf_counter()
-            call(x)
-            times[name].append(time.perf_counter() - start)
-
-    for _ in range(3):
-        take_turns()
-    times = {name: [] for name in runs}
-    first, (call, x, nbytes) = next(iter(runs.items()))
-    benchmark.pedantic(call, args=(x,), setup=take_turns, rounds=ROUNDS[M])
-
-    medians = {name: statistics.median(t) * 1e3 for name, t in times.items()}
-    mine = min((name for name in runs if name not in bar.rivals), key=medians.get)
-    best = min(bar.rivals, key=medians.get)
-    ratio = statistics.median(b / m for b, m in zip(times[best], times[mine], strict=True))
-    cell_result = {
-        "what": bar.what, "shape": f"{shape[0]}x{shape[1]}", "M": M, "ratio": ratio, "bar": wanted,
-        "layout": mine, "rival": best, "times_ms": medians,
-    }  # fmt: skip
-    benchmark.extra_info.update(cell_result, packed_bytes=nbytes, first=first)
-    cells.append(cell_result)
+    own = tuple((stem, best_layout(stem, dtype, isa), dtype) for stem in bar.stems)
+    contenders = line_up(shape, 1 - bar.density, own, bar.rivals, "cpu").at(M)
+    race = Race(contenders)
+    results = race.run(benchmark, request.config.getoption("--seconds"))
+    mine = min((r for r in results if r.is_ours), key=lambda r: r.ms)
+    best = min((r for r in results if not r.is_ours), key=lambda r: r.ms)
+    ratio = race.ratio(best.name, mine.name)
+    found = _found(name, bar.what, shape, M, ratio, wanted, mine, results)
+    benchmark.extra_info.update(found)
+    keep(found)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("stem", ["sparse24", "bitmask"])
-def test_bandwidth(benchmark, stem, shape, isa, cells):
-    layout = best_layout(stem, torch.bfloat16, isa)
-    call, nbytes = ours(stem, layout, shape, torch.bfloat16, 0.5)
-    x = torch.randn(1, shape[1]).bfloat16()
-    read = plain_read(nbytes)
-    reading, running = [], []
+def test_bandwidth(benchmark, stem, shape, isa, keep, request):
+    name = f"{stem}-{shape[0]}x{shape[1]}-bandwidth"
+    keep.once(name)
+    own = ((stem, best_layout(stem, torch.bfloat16, isa), torch.bfloat16),)
+    contenders = line_up(shape, 0.5, own, (), "cpu").at(1)
+    contenders.append(plain_read(contenders[0].weight_bytes, contenders[0].x))
+    race = Race(contenders)
+    results = race.run(benchmark, request.config.getoption("--seconds"))
+    mine, read = results
+    share = race.ratio(read.name, mine.name) * mine.weight_bytes / read.weight_bytes
+    what = f"{stem} bf16, share of read bandwidth"
+    found = _found(name, what, shape, 1, share, BANDWIDTH_BAR, mine, results)
+    benchmark.extra_info.update(found)
+    keep(found)
 
-    def take_turns():
-        for run, times in ((read, reading), (lambda: call(x), running)):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
 
-    for _ in range(5):
-        take_turns()
-    reading.clear()
-    running.clear()
-    benchmark.pedantic(call, args=(x,), setup=take_turns, rounds=80)
-    bandwidth = nbytes / statistics.median(reading)
-    reached = nbytes / statistics.median(running)
-    cell = {
-        "what": f"{stem} bf16, share of read bandwidth", "shape": f"{shape[0]}x{shape[1]}", "M": 1,
-        "ratio": reached / bandwidth, "bar": BANDWIDTH_BAR, "layout": f"{stem}/{layout}",
-        "times_ms": {"ours GB/s": reached / 1e9, "read loop GB/s": bandwidth / 1e9},
+def _found(name, what, shape, M, ratio, wanted, mine, results) -> dict:
+    return {
+        "cell": name, "what": what, "shape": f"{shape[0]}x{shape[1]}", "M": M, "ratio": ratio,
+        "bar": wanted, "layout": mine.name, "times_ms": {r.name: r.ms for r in results},
+        "results": [asdict(r) for r in results],
     }  # fmt: skip
-    benchmark.extra_info.update(cell)
-    cells.append(cell)

@@ -18,6 +18,7 @@ from contenders import STEM_KERNEL, is_24
 from limits import limits
 from rivals import llama_cpp
 
+from prunekern import ops
 from prunekern.compare.default_model import DEFAULT_MODEL, default_model_path, shipped_gguf
 from prunekern.compare.measure import NEW_TOKENS, PREFILL_TOKENS, PROMPT_TOKENS
 from prunekern.compare.text import default_text, token_windows
@@ -42,7 +43,8 @@ def contestants() -> list[tuple[Variant, str | tuple[str, ...]]]:
     dense = [Variant(DENSE, DENSE, dtype, 0.0) for dtype in ("float32", "bfloat16")]
     stored = [
         Variant("2:4" if is_24(kernel) else "unstructured", kernel, "bfloat16", 0.5)
-        for kernel in STEM_KERNEL.values()
+        for stem, kernel in STEM_KERNEL.items()
+        if ops.default_layout(stem, torch.device("cpu"), torch.bfloat16) != "reference"
     ]
     fast = [replace(v, fused=True, compiled=True) for v in stored if v.pattern == "2:4"]
     rows = [*dense, replace(dense[1], compiled=True), *stored, *fast]

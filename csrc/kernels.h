@@ -89,6 +89,21 @@ struct Sparse24Pack {
 };
 void sparse24_pack(const Sparse24Pack&);
 
+// Canonical tensors to and from other forms of the same weight; each launcher says what it writes.
+struct Sparse24Convert {
+    void* values;         // [N, 2G]: read, but by take
+    const uint8_t* meta;  // [N, ceil(G/2)], read
+    int64_t N, K, element_bytes;
+    ParallelFor parallel_for;
+    void* dense = nullptr;               // [N, K]: written by decompress, read by take
+    void* transposed_values = nullptr;   // [K, 2 ceil(N/4)]
+    uint8_t* transposed_meta = nullptr;  // [K, ceil(ceil(N/4) / 2)]
+};
+void sparse24_decompress(const Sparse24Convert&);
+void sparse24_take(const Sparse24Convert&);
+// Returns how many groups of W^T keep more than two; where there are any, outputs are of no use.
+int64_t sparse24_transpose(const Sparse24Convert&);
+
 struct BitmaskPack {
     const void* values;      // [nnz]
     const uint8_t* bitmask;  // [N, ceil(K/8)]

@@ -5,6 +5,7 @@
 //   <format>_linear_<variant>   y[..., N] = x[..., K] W[N,K]^T + bias[N], W packed for the variant
 //   <format>_pack_<variant>     canonical tensors -> packed tensors; _unpack_ is its inverse
 //   <format>_decompress         canonical tensors -> the dense weight
+//   <format>_take, _transpose   what training needs besides, see cpu/sparse24_convert.cpp
 //
 // prunekern/layouts/ draws both. Ops check what costs next to nothing: dtypes, devices, sizes.
 // What canonical tensors hold (positions, columns, bits) is prunekern.formats.validate's to check.
@@ -44,6 +45,11 @@
           "int in_features) -> (Tensor, Tensor, Tensor)")
 
 STABLE_TORCH_LIBRARY(prunekern, m) {
+    m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
+          "-> Tensor");
+    m.def("sparse24_take(Tensor dense, Tensor meta) -> Tensor");
+    m.def("sparse24_transpose(Tensor values, Tensor meta, int out_features, int in_features) "
+          "-> (Tensor, Tensor)");
     LINEAR24(scalar);
     LINEAR24_INT(scalar);
     LINEAR_BITMASK(scalar);
@@ -75,8 +81,6 @@ STABLE_TORCH_LIBRARY(prunekern, m) {
     LINEAR24(sm80);
     PACK24(sm80);
     UNPACK24(sm80);
-    m.def("sparse24_decompress(Tensor values, Tensor meta, int out_features, int in_features) "
-          "-> Tensor");
     LINEAR_BITMASK(sm80);
     PACK_BITMASK(sm80);
     m.def("bitmask_unpack_sm80(Tensor values, Tensor bitmask, Tensor offsets, int out_features, "
@@ -188,12 +192,65 @@ std::tuple<Tensor, Tensor> sparse24_pack_op(const Tensor& values, const Tensor& 
     const bool pairs = dtype == DType::kBFloat16;
     const int64_t value_sizes[] = {T, 8 * C, pairs ? V.tile_rows : 2, pairs ? 2 : V.tile_rows};
     const int64_t meta_sizes[] = {T, C, V.tile_rows};
-    Tensor packed_values = empty(dtype_code(values), value_sizes, 4, kCpu);
-    Tensor packed_meta = empty(aoti_torch_dtype_int32(), meta_sizes, 3, kCpu);
+    Tensor packed_values = empty_weight(dtype_code(values), value_sizes, 4, kCpu);
+    Tensor packed_meta = empty_weight(aoti_torch_dtype_int32(), meta_sizes, 3, kCpu);
     sparse24_pack({values.const_data_ptr(), static_cast<const uint8_t*>(meta.const_data_ptr()), N,
                    K, dtype, V.tile_rows, V.pair_codes, packed_values.mutable_data_ptr(),
                    static_cast<int32_t*>(packed_meta.mutable_data_ptr()), torch_parallel_for});
     return {packed_values, packed_meta};
+}
+
+Sparse24Convert sparse24_convert(const char* op, const Tensor& values, const Tensor& meta,
+                                 int64_t N, int64_t K) {
+    check_sizes(op, N, K);
+    dtype_of(op, "values", values);
+    const int64_t G = ceil_div(K, 4);
+    check_packed(op, "values", values, kCpu, values.scalar_type(), {N, 2 * G});
+    check_packed(op, "meta", meta, kCpu, ScalarType::Byte, {N, ceil_div(G, 2)});
+    return {const_cast<void*>(values.const_data_ptr()),
+            static_cast<const uint8_t*>(meta.const_data_ptr()),
+            N,
+            K,
+            static_cast<int64_t>(values.element_size()),
+            torch_parallel_for};
+}
+
+Tensor sparse24_decompress_op(const Tensor& values, const Tensor& meta, int64_t N, int64_t K) {
+    Sparse24Convert convert = sparse24_convert("sparse24_decompress", values, meta, N, K);
+    const int64_t sizes[] = {N, K};
+    Tensor dense = empty(dtype_code(values), sizes, 2, kCpu);
+    convert.dense = dense.mutable_data_ptr();
+    sparse24_decompress(convert);
+    return dense;
+}
+
+Tensor sparse24_take_op(const Tensor& dense, const Tensor& meta) {
+    const char* op = "sparse24_take";
+    if (dense.dim() != 2) fail(op, "dense", "be a matrix", shape_of(dense));
+    const int64_t N = dense.size(0), K = dense.size(1);
+    check_packed(op, "dense", dense, kCpu, dense.scalar_type(), {N, K});
+    const int64_t sizes[] = {N, 2 * ceil_div(K, 4)};
+    Tensor values = empty(dtype_code(dense), sizes, 2, kCpu);
+    Sparse24Convert convert = sparse24_convert(op, values, meta, N, K);
+    convert.dense = const_cast<void*>(dense.const_data_ptr());
+    sparse24_take(convert);
+    return values;
+}
+
+std::tuple<Tensor, Tensor> sparse24_transpose_op(const Tensor& values, const Tensor& meta,
+                                                 int64_t N, int64_t K) {
+    const char* op = "sparse24_transpose";
+    Sparse24Convert convert = sparse24_convert(op, values, meta, N, K);
+    const int64_t blocks = ceil_div(N, 4);
+    const int64_t value_sizes[] = {K, 2 * blocks}, meta_sizes[] = {K, ceil_div(blocks, 2)};
+    Tensor out_values = empty(dtype_code(values), value_sizes, 2, kCpu);
+    Tensor out_meta = empty(dtype_code(meta), meta_sizes, 2, kCpu);
+    convert.transposed_values = out_values.mutable_data_ptr();
+    convert.transposed_meta = static_cast<uint8_t*>(out_meta.mutable_data_ptr());
+    if (const int64_t broken = sparse24_transpose(convert))
+        fail(op, "every 4 outputs of an input", "keep at most 2 weights",
+             std::to_string(broken) + " groups with more; prune with transposable=True");
+    return {out_values, out_meta};
 }
 
 // ----------------------------------------------------------------------- 2:4 of int8 and int4
@@ -287,8 +344,8 @@ std::tuple<Tensor, Tensor, Tensor> bitmask_pack_op(const Tensor& values, const T
     const int64_t value_sizes[] = {nnz + kValuesPadding};
     const int64_t mask_sizes[] = {T, ceil_div(K, 64), V.tile_rows};
     const int64_t offset_sizes[] = {T + 1};
-    Tensor packed_values = empty(dtype_code(values), value_sizes, 1, kCpu);
-    Tensor packed_mask = empty(aoti_torch_dtype_int64(), mask_sizes, 3, kCpu);
+    Tensor packed_values = empty_weight(dtype_code(values), value_sizes, 1, kCpu);
+    Tensor packed_mask = empty_weight(aoti_torch_dtype_int64(), mask_sizes, 3, kCpu);
     Tensor offsets = empty(aoti_torch_dtype_int64(), offset_sizes, 1, kCpu);
     const int64_t found = bitmask_pack(
         {values.const_data_ptr(), static_cast<const uint8_t*>(bitmask.const_data_ptr()), N, K, nnz,
@@ -380,6 +437,9 @@ STABLE_TORCH_LIBRARY_IMPL(prunekern, CPU, m) {
 #define IMPL_PACK_BITMASK(variant) \
     m.impl("bitmask_pack_" #variant, TORCH_BOX(&bitmask_pack_op<kBitmask_##variant>))
 
+    m.impl("sparse24_decompress", TORCH_BOX(&sparse24_decompress_op));
+    m.impl("sparse24_take", TORCH_BOX(&sparse24_take_op));
+    m.impl("sparse24_transpose", TORCH_BOX(&sparse24_transpose_op));
     IMPL24(scalar);
     IMPL24_INT(scalar);
     IMPL_BITMASK(scalar);

@@ -23,6 +23,7 @@ from prunekern.pruning import permute_channels, prune
 from prunekern.recovery import recover
 from prunekern.replace import replace_linears, restore_linears
 from prunekern.structured import remove_channels, remove_heads, remove_hidden, remove_layers
+from prunekern.training import TrainableSparseLinear
 
 if TYPE_CHECKING:
     from prunekern.advice import Plan, advise, apply
@@ -36,6 +37,7 @@ __all__ = [
     "Packed",
     "Plan",
     "SparseLinear",
+    "TrainableSparseLinear",
     "advise",
     "apply",
     "compare",

@@ -29,6 +29,7 @@ class SparseLinear(nn.Module):
         nnz: How many values are stored, for 2:4 two of every four; of int4, pairs of them.
         group_size: Inputs that share a scale, for int8 and int4; else None.
         bias: Parameter [N] or None.
+        values, meta, ...: The canonical tensors of the format, unpacked at each access.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class SparseLinear(nn.Module):
 
     def canonical(self) -> Canonical:
         """The weight in its canonical format."""
-        return unpack(self._packed)
+        return self._unpacked()
 
     @property
     def weight(self) -> Tensor:
@@ -148,6 +149,15 @@ class SparseLinear(nn.Module):
 
     # ------------------------------------------------------------------ packing, moving, saving
 
+    def __getattr__(self, name: str):
+        # By the names that a state dict has: torch.distributed.checkpoint asks for each of them.
+        if "_packed" in self.__dict__ and name in formats.tensor_names(self.kernel):
+            return getattr(self._unpacked(), name)
+        return super().__getattr__(name)
+
+    def _unpacked(self) -> Canonical:
+        return unpack(self._packed)
+
     def _set(self, canonical: Canonical, layout: str | None) -> None:
         if layout is None:
             layout = default_layout(canonical.stem, canonical.device, canonical.dtype)
@@ -158,9 +168,9 @@ class SparseLinear(nn.Module):
         self.nnz, self.group_size = canonical.values.numel(), canonical.group_size
         self._packed, self._op, self._tensors = packed, op, packed.tensors
         # As buffers they count in get_memory_footprint() and the like; files hold canonical
-        # tensors.
+        # tensors. DDP sends buffers: see `sendable`.
         for i, tensor in enumerate(packed.tensors):
-            self.register_buffer(f"packed_{i}", tensor, persistent=False)
+            self.register_buffer(f"packed_{i}", sendable(tensor), persistent=False)
 
     def _apply(self, fn, recurse=True):
         buffers, self._buffers = self._buffers, {}
@@ -173,7 +183,7 @@ class SparseLinear(nn.Module):
         if probe.device.type == "meta":
             raise ValueError("SparseLinear: the device must hold data, got meta")
         if (probe.dtype, probe.device) != (old.dtype, old.device):
-            self._set(self.canonical().map(fn), None)
+            self._set(self._unpacked().map(fn), None)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -235,6 +245,11 @@ class SparseLinear(nn.Module):
             self._set(canonical, layout)
         except ValueError:  # pickled on a machine with other instruction sets
             self._set(canonical, None)
+
+
+def sendable(t: Tensor) -> Tensor:
+    """A uint16 tensor as bytes, which DDP can broadcast where no backend knows 16-bit integers."""
+    return t.view(torch.uint8) if t.dtype == torch.uint16 else t
 
 
 def prune_to_24(weight: Tensor) -> Tensor:

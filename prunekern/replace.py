@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,6 +122,7 @@ def replace_linears(
     group_size: int | None = None,
     fuse: bool = False,
     tokens: int = 1,
+    trainable: bool = False,
 ) -> ReplaceReport:
     """Swaps Linear layers for SparseLinear ones, in place.
 
@@ -139,6 +140,8 @@ def replace_linears(
         layout: A variant of the format instead of the best that runs here.
         prune: For 2:4, whether a weight that breaks the pattern is pruned to it by magnitude,
             with one warning for all, or refused.
+        trainable: Whether the kept weights stay parameters: see `prunekern.training`. Make
+            optimizers afterwards.
         group_size: For int8 and int4, inputs that share a scale; see `prunekern.compress`.
         fuse: Whether q, k, v and gate, up become one packed weight and one op each; see
             `fuse_linears`. What can not be is left apart with the reason in the report.
@@ -153,6 +156,7 @@ def replace_linears(
             `prune` is False, or a bad group size. The model is then as it was.
     """
     _check_kernel(kernel, layout, group_size, tokens)
+    kind = _layer_class(trainable, kernel)
     accept = _linear_or_sparse
     matched = match_modules(model, targets, "replace_linears", accept)
     head = tied_head(model)
@@ -179,7 +183,8 @@ def replace_linears(
             layers.append(ReplacedLayer(name, shape, "dense", "", size, size, reason=reasons[name]))
             continue
         if id(linear) not in swapped:
-            swapped[id(linear)] = _swap(name, linear, kernels[name], layout, prune, group_size)
+            own = kernels[name]
+            swapped[id(linear)] = _swap(name, linear, kind, own, layout, prune, group_size)
         sparse, row = swapped[id(linear)]
         set_module(model, name, sparse)
         if linear is head:
@@ -216,21 +221,34 @@ def restore_linears(model: nn.Module) -> ReplaceReport:
         raise ValueError(
             "restore_linears: model must have SparseLinear layers, got none; see replace_linears"
         )
-    dense: dict[SparseLinear, nn.Linear] = {}
     layers = []
-    for name in names:
-        sparse = model.get_submodule(name)
-        linear = (
-            dense.setdefault(sparse, sparse.to_linear()) if sparse not in dense else dense[sparse]
-        )
+    for name, sparse, linear in swap_modules(model, names, lambda sparse: sparse.to_linear()):
         size = linear.weight.numel() * linear.weight.element_size()
         shape = tuple(linear.weight.shape)
         layers.append(ReplacedLayer(name, shape, "dense", "", sparse.nbytes, size))
-        move_hooks(sparse, linear)
-        set_module(model, name, linear)
     unfuse(model)
     _forget_quantizer(model)
     return ReplaceReport(tuple(layers))
+
+
+def swap_modules(
+    model: nn.Module, names: Sequence[str], make: Callable[[nn.Module], nn.Module]
+) -> list[tuple[str, nn.Module, nn.Module]]:
+    """Puts `make(module)` in the place of each module of these names, hooks included.
+
+    Returns:
+        (name, old, new) of each; a module under two names is made once.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    swapped = []
+    for name in names:
+        old = model.get_submodule(name)
+        if old not in made:
+            made[old] = make(old)
+            move_hooks(old, made[old])
+        set_module(model, name, made[old])
+        swapped.append((name, old, made[old]))
+    return swapped
 
 
 def _linear_or_sparse(module: nn.Module) -> bool:
@@ -292,9 +310,20 @@ def _check(name: str, module: nn.Module, kernel: str, layout: str | None, prune:
             )
 
 
+def _layer_class(trainable: bool, kernel: str) -> type[SparseLinear]:
+    if not trainable:
+        return SparseLinear
+    from prunekern.training.layer import TrainableSparseLinear, check_trainable  # need this module
+
+    if kernel != AUTO:
+        check_trainable(kernel, "replace_linears")
+    return TrainableSparseLinear
+
+
 def _swap(
     name: str,
     linear: nn.Linear,
+    kind: type[SparseLinear],
     kernel: str,
     layout: str | None,
     prune: bool,
@@ -303,7 +332,7 @@ def _swap(
     fold_masks(linear)
     weight = linear.weight.detach()
     before = weight.numel() * weight.element_size()
-    sparse = SparseLinear.from_linear(linear, kernel, layout, prune, group_size)
+    sparse = kind.from_linear(linear, kernel, layout, prune, group_size)
     move_hooks(linear, sparse)
     energy_kept, rounding = _losses(weight, sparse.canonical())
     note = ""

@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +248,27 @@ def test_packers_refuse_what_does_not_fit():
         torch.ops.prunekern.sparse24_pack_avx2(d.values, d.meta, 8, 700)
     with pytest.raises(RuntimeError, match="values must be bfloat16, got Float"):
         torch.ops.prunekern.sparse24_pack_avx512bf16(d.values, d.meta, 8, 70)
+
+
+def _flags_at(address: int) -> list[str]:
+    """Flags of the mapping that holds the address; "hg": huge pages were asked for."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        word = line.split()[0]
+        if "-" in word:
+            begin, end = (int(part, 16) for part in word.split("-"))
+            inside = begin <= address < end
+        elif inside and word == "VmFlags:":
+            return line.split()[1:]
+    raise AssertionError(f"no mapping holds {address:#x}")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no huge pages"
+)
+@pytest.mark.skipif(("sparse24", "avx2") not in ops.available(), reason="no compiled ops")
+@pytest.mark.parametrize("kernel", ["2:4", "bitmask"])
+def test_large_packed_weights_ask_for_huge_pages(kernel):
+    packed = pack(compress(random_weight(kernel, 2048, 4096, torch.bfloat16), kernel), "avx2")
+    values = packed.tensors[0]
+    assert "hg" in _flags_at(values.data_ptr() + values.nbytes // 2)

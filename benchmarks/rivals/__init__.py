@@ -22,7 +22,7 @@ from rivals import (
 )
 from rivals.rival import Product, Rival
 
-__all__ = ["RIVALS", "Product", "Rival", "present", "why_absent"]
+__all__ = ["RIVALS", "Product", "Rival", "why_absent"]
 
 _MODULES = (
     torch_dense, torch_sparse, torch_quantized, torchao, scipy, onnxruntime, openvino, deepsparse,
@@ -51,8 +51,3 @@ def why_absent(name: str) -> str:
         lines = str(error).strip().splitlines() or [""]
         return f"refused: {type(error).__name__}: {lines[0][:160]}"
     return ""
-
-
-def present(device: str = "cpu") -> dict[str, Rival]:
-    """Those that run here on this device, by name."""
-    return {n: r for n, r in RIVALS.items() if r.device == device and not why_absent(n)}

@@ -58,6 +58,7 @@ class _Runner:
             env={"PATH": os.environ.get("PATH", ""), "NM_DISABLE_ANALYTICS": "True"},
         )
         self.loaded = 0
+        self.forgotten: list[int] = []
         self.tokens = None
         atexit.register(self.close)
 
@@ -67,6 +68,7 @@ class _Runner:
         self.folder.cleanup()
 
     def ask(self, **question) -> dict:
+        question["forget"], self.forgotten = self.forgotten, []
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -104,8 +106,9 @@ class _Model:
             path.unlink()
 
     def __del__(self):
-        if hasattr(self, "runner") and self.runner.process.poll() is None:
-            self.runner.ask(do="forget", model=self.number)
+        # Not asked here: this may run in the middle of another question.
+        if hasattr(self, "number"):
+            self.runner.forgotten.append(self.number)
 
     def seconds(self, x: Tensor) -> float:
         return self.runner.run(self.number, x)

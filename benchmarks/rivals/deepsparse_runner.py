@@ -2,9 +2,9 @@
 
 python -I deepsparse_runner.py THREADS, then lines of JSON:
 {"do": "load", "path": an ONNX file, "tokens": 8}
-{"do": "forget", "model": 0}
 {"do": "tokens", "path": x.npy}         {"do": "run", "model": 0} -> {"seconds": ...}
 {"do": "save", "path": y.npy}
+each with "forget": numbers of models that are needed no more
 """
 
 import json
@@ -28,10 +28,10 @@ def main() -> None:
     def answer(question: dict) -> dict:
         nonlocal x, y
         do = question["do"]
+        for number in question["forget"]:
+            engines[number] = None
         if do == "load":
             engines.append(Engine(question["path"], question["tokens"], int(sys.argv[1])))
-        elif do == "forget":
-            engines[question["model"]] = None
         elif do == "tokens":
             x = [np.load(question["path"])]
         elif do == "run":

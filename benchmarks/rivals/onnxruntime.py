@@ -109,7 +109,7 @@ RIVALS = (
     *(
         Rival(
             f"ONNX Runtime int{bits}", torch.float32, functools.partial(_bits, bits), _ABSENT,
-            storage=f"int{bits}", pool="onnxruntime", error={8: 0.03, 4: 0.2}[bits],
+            weights=f"int{bits}", pool="onnxruntime",
         )
         for bits in (8, 4)
     ),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekern import ops
-from rivals.rival import ERRORS, Product, Rival, no_package
+from rivals.rival import Product, Rival, no_package
 
 _GROUP = 64
 _RANGE = 5.0  # tokens are standard normal: quantised to int8 they are cut beyond this
@@ -114,19 +114,19 @@ RIVALS = (
     *(
         Rival(
             f"OpenVINO {str(t)[6:]}", torch.float32, functools.partial(_dense, t), _ABSENT,
-            pool="openvino", error=ERRORS[t],
+            weights=str(t)[6:], pool="openvino",
         )
         for t in _HINTS
     ),
     *(
         Rival(
             f"OpenVINO int{bits}", torch.float32, functools.partial(_compressed, bits), _ABSENT,
-            storage=f"int{bits}", pool="openvino", error={8: 0.02, 4: 0.2}[bits],
+            weights=f"int{bits}", pool="openvino",
         )
         for bits in (8, 4)
     ),
     Rival(
-        "OpenVINO int8 sparse", torch.float32, _sparse, _ABSENT, storage="int8", pool="openvino",
-        error=0.05,
+        "OpenVINO int8 sparse", torch.float32, _sparse, _ABSENT, weights="int8", pool="openvino",
+        error=0.05,  # tokens are quantised, too
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+_ERRORS = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "int8": 0.03, "int4": 0.2}
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,21 @@ class Rival:
         dtype: Of x.
         build: (dense float32 weight [N, K] with its zeros, tokens) -> the product on a new copy.
         absent: "" or why it cannot be there at all: package, device.
-        storage: "dense", "csr", "2:4", "int8" or "int4".
+        weights: "float32", "bfloat16", "float16", "int8" or "int4": what a weight is kept and
+            multiplied in; the dtype of x by default.
+        storage: "dense", "csr" or "2:4".
         pool: Whose threads run it; between two pools the harness waits until the first is quiet.
         device: "cpu" or "cuda".
         fixed_tokens: Whether a product is for one number of tokens only.
-        error: Largest error allowed, |y - exact| / |exact| in the Frobenius norm; that of the
-            dtype by default.
+        error: Largest error allowed, |y - exact| / |exact| in the Frobenius norm; by default what
+            such weights can cost.
     """
 
     name: str
     dtype: torch.dtype
     build: Callable[[Tensor, int], Product]
     absent: Callable[[], str]
+    weights: str = ""
     storage: str = "dense"
     pool: str = "torch"
     device: str = "cpu"
@@ -56,13 +59,10 @@ class Rival:
     error: float = 0.0
 
     def __post_init__(self):
+        if not self.weights:
+            object.__setattr__(self, "weights", str(self.dtype).removeprefix("torch."))
         if not self.error:
-            object.__setattr__(self, "error", ERRORS[self.dtype])
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether it keeps 16 bits or more of each weight: what our 16-bit kernels compete with."""
-        return self.storage not in ("int8", "int4")
+            object.__setattr__(self, "error", _ERRORS[self.weights])
 
 
 def no_package(*packages: str) -> Callable[[], str]:

@@ -49,7 +49,7 @@ def _int4(weight: Tensor, tokens: int) -> Product:
 
 
 RIVALS = (
-    Rival("torch int8 dynamic", torch.float32, _dynamic, always, storage="int8", error=0.03),
-    Rival("torch int8", torch.bfloat16, _int8, always, storage="int8", error=0.02),
-    Rival("torch int4", torch.bfloat16, _int4, always, storage="int4", error=0.2),
+    Rival("torch int8 dynamic", torch.float32, _dynamic, always, weights="int8"),
+    Rival("torch int8", torch.bfloat16, _int8, always, weights="int8"),
+    Rival("torch int4", torch.bfloat16, _int4, always, weights="int4"),
 )

@@ -32,8 +32,7 @@ def _semi_sparse(weight: Tensor, tokens: int) -> Product:
 
 RIVALS = (
     Rival(
-        "torchao int8 dynamic", torch.float32, _int8, no_package("torchao"), storage="int8",
-        error=0.03,
+        "torchao int8 dynamic", torch.float32, _int8, no_package("torchao"), weights="int8",
     ),
     Rival(
         "torchao 2:4 float16", torch.float16, _semi_sparse, no_gpu("torchao"), storage="2:4",

@@ -25,9 +25,10 @@ struct Tiles {
         Cursor(const Problem& p, const Weight& w, int64_t tile_begin, int64_t tile_end)
             : masks_(static_cast<const uint64_t*>(w.bitmask)), first_(tile_begin * kStreams),
               end_(std::min(tile_end * kStreams, ceil_div(p.N, kTileRows))),
-              chunks_(ceil_div(p.K, kStepInputs)), values_(end_ - first_) {
-            for (int64_t i = first_; i < end_; ++i)
-                values_[i - first_] = static_cast<const uint16_t*>(w.values) + w.offsets[i];
+              chunks_(ceil_div(p.K, kStepInputs)),
+              all_values_(static_cast<const uint16_t*>(w.values)), offsets_(w.offsets),
+              values_(end_ - first_) {
+            for (int64_t i = first_; i < end_; ++i) values_[i - first_] = all_values_ + offsets_[i];
         }
 
         // Inputs [64 step, 64 step + 64) of a row tile, whose steps come in order: where a step's
@@ -35,6 +36,10 @@ struct Tiles {
         PK_INLINE void expand(int64_t tile, int64_t step, uint16_t* out) {
             for (int64_t i = tile * kStreams; i < (tile + 1) * kStreams; ++i) {
                 const bool is_inside = i < end_;
+                // What is read after a pair's streams are those of the next pair.
+                const int64_t next = std::min(i + 2 * kStreams, end_);
+                const uint16_t* stream_end = all_values_ + offsets_[std::min(i + 1, end_)];
+                const int64_t skipped = offsets_[next] - offsets_[std::min(i + 1, end_)];
                 const uint64_t* masks = masks_ + (i * chunks_ + step) * kTileRows;
                 const uint16_t* values = is_inside ? values_[i - first_] : nullptr;
 #pragma GCC unroll 4
@@ -46,14 +51,18 @@ struct Tiles {
                     }
                     const auto low = static_cast<uint32_t>(masks[r]);
                     const auto high = static_cast<uint32_t>(masks[r] >> 32);
-                    prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
+                    const uint16_t* ahead = values + kPrefetchBytes / 2;
+                    prefetch(ahead < stream_end ? ahead : ahead + skipped);
                     _mm512_store_si512(out, expand32(low, values));
                     values += _mm_popcnt_u32(low);
                     _mm512_store_si512(out + kPairElems, expand32(high, values));
                     values += _mm_popcnt_u32(high);
                 }
                 if (!is_inside) continue;
-                prefetch(reinterpret_cast<const char*>(masks) + kPrefetchBytes / 4);
+                constexpr int64_t kAhead = kPrefetchBytes / 4 / (8 * kTileRows);
+                prefetch(masks + (step + kAhead < chunks_ ? kAhead
+                                                          : kAhead + (2 * kStreams - 1) * chunks_) *
+                                     kTileRows);
                 values_[i - first_] = values;
             }
         }
@@ -65,6 +74,8 @@ struct Tiles {
 
         const uint64_t* masks_;
         int64_t first_, end_, chunks_;  // in tiles of four rows
+        const uint16_t* all_values_;
+        const int64_t* offsets_;
         Scratch<const uint16_t*> values_;
     };
 };

@@ -26,95 +26,112 @@ namespace bitmask {
 
 constexpr int kTileRows = 4;
 constexpr int kChunkInputs = 64;
+// Places from which a thread reads its share of the weight, each up to where the next one starts.
+// Measured on two cores of a Xeon, 4096 x 4096 at half density from memory: 0.81 ms with one, 0.65
+// with two, 0.67 with four; 0.74, in another run, with four row tiles side by side, which end too
+// soon to be asked for ahead.
+constexpr int kStreams = 2;
 
 PK_INLINE int64_t popcount(uint64_t bits) { return static_cast<int64_t>(_mm_popcnt_u64(bits)); }
 
-// R rows of one tile from row r0, T tokens. Lanes says how many inputs a vector has (kInputs), how
-// it is expanded and multiplied; E is the dtype of bias and y.
-template <class Lanes, class E, int R, int T>
-void decode_rows(const Problem& p, const typename Lanes::Elem* values, const uint64_t* masks,
-                 int r0, int64_t n0, const typename Lanes::X* x, int64_t x_stride, int64_t m0) {
+// S row tiles, `apart` from each other, R rows of each from row r0, T tokens. Lanes says how many
+// inputs a vector has (kInputs), how it is expanded and multiplied; E is the dtype of bias and y.
+template <class Lanes, class E, int S, int R, int T>
+void decode_rows(const Problem& p, const BitmaskWeight& w, int64_t tile, int64_t apart, int r0,
+                 const typename Lanes::X* x, int64_t x_stride, int64_t m0) {
+    using Value = typename Lanes::Elem;
     const int64_t chunks = ceil_div(p.K, kChunkInputs);
-    Vec acc[R][T];
-    for (auto& row : acc)
-        for (auto& sum : row) sum = zero();
+    const uint64_t* masks = static_cast<const uint64_t*>(w.bitmask) + tile * chunks * kTileRows;
+    const Value* values[S];
+    for (int s = 0; s < S; ++s)
+        values[s] = static_cast<const Value*>(w.values) + w.offsets[tile + s * apart];
+    Vec acc[S][R][T];
+    for (auto& rows : acc)
+        for (auto& row : rows)
+            for (auto& sum : row) sum = zero();
 
-    for (int64_t c = 0; c < chunks; ++c) {
-        uint64_t bits[R];
-        const typename Lanes::Elem* v[R];
-        for (int r = 0; r < r0; ++r) values += popcount(masks[r]);
+    for (int64_t c = 0; c < chunks; ++c, x += kChunkInputs, masks += kTileRows) {
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-            bits[r] = masks[r0 + r];
-            v[r] = values;
-            values += popcount(bits[r]);
-            for (size_t line = 0; line < sizeof(*values) / 2; ++line)
-                prefetch(reinterpret_cast<const char*>(v[r]) + kPrefetchBytes + line * 64);
-        }
-        for (int r = r0 + R; r < kTileRows; ++r) values += popcount(masks[r]);
-        prefetch(reinterpret_cast<const char*>(masks) + kPrefetchBytes / 4);
-        masks += kTileRows;
-
-#pragma GCC unroll 8
-        for (int j = 0; j < kChunkInputs; j += Lanes::kInputs) {
-            typename Lanes::Weights weights[R];
+        for (int s = 0; s < S; ++s) {
+            const uint64_t* tile_masks = masks + s * apart * chunks * kTileRows;
+            uint64_t bits[R];
+            const Value* v[R];
+            for (int r = 0; r < r0; ++r) values[s] += popcount(tile_masks[r]);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
-                const auto some = static_cast<typename Lanes::Bits>(bits[r] >> j);
-                weights[r] = Lanes::expand(some, v[r]);
-                v[r] += popcount(some);
+                bits[r] = tile_masks[r0 + r];
+                v[r] = values[s];
+                values[s] += popcount(bits[r]);
+                for (size_t line = 0; line < sizeof(Value) / 2; ++line)
+                    prefetch(reinterpret_cast<const char*>(v[r]) + kPrefetchBytes + line * 64);
             }
-#pragma GCC unroll 16
-            for (int t = 0; t < T; ++t) {
-                const typename Lanes::Weights inputs = Lanes::load(x + t * x_stride + j);
+            for (int r = r0 + R; r < kTileRows; ++r) values[s] += popcount(tile_masks[r]);
+            prefetch(reinterpret_cast<const char*>(tile_masks) + kPrefetchBytes / 4);
+
+#pragma GCC unroll 8
+            for (int j = 0; j < kChunkInputs; j += Lanes::kInputs) {
+                typename Lanes::Weights weights[R];
 #pragma GCC unroll 4
-                for (int r = 0; r < R; ++r)
-                    acc[r][t] = Lanes::multiply_add(weights[r], inputs, acc[r][t]);
+                for (int r = 0; r < R; ++r) {
+                    const auto some = static_cast<typename Lanes::Bits>(bits[r] >> j);
+                    weights[r] = Lanes::expand(some, v[r]);
+                    v[r] += popcount(some);
+                }
+#pragma GCC unroll 16
+                for (int t = 0; t < T; ++t) {
+                    const typename Lanes::Weights inputs = Lanes::load(x + t * x_stride + j);
+#pragma GCC unroll 4
+                    for (int r = 0; r < R; ++r)
+                        acc[s][r][t] = Lanes::multiply_add(weights[r], inputs, acc[s][r][t]);
+                }
             }
         }
-        x += kChunkInputs;
     }
 
     using Elem = typename E::T;
-    for (int r = 0; r < R && n0 + r0 + r < p.N; ++r) {
-        const int64_t n = n0 + r0 + r;
-        for (int t = 0; t < T; ++t) {
-            float sum = reduce_add(acc[r][t]);
-            if (p.bias) sum += load_one<E>(static_cast<const Elem*>(p.bias) + n);
-            store_one<E>(static_cast<Elem*>(p.y) + (m0 + t) * p.N + n, sum);
+    for (int s = 0; s < S; ++s)
+        for (int r = 0; r < R; ++r) {
+            const int64_t n = (tile + s * apart) * kTileRows + r0 + r;
+            if (n >= p.N) break;
+            for (int t = 0; t < T; ++t) {
+                float sum = reduce_add(acc[s][r][t]);
+                if (p.bias) sum += load_one<E>(static_cast<const Elem*>(p.bias) + n);
+                store_one<E>(static_cast<Elem*>(p.y) + (m0 + t) * p.N + n, sum);
+            }
         }
-    }
 }
+
+// As many rows as leave all sums in registers.
+constexpr int rows_of(int sums) { return sums >= kTileRows ? kTileRows : sums >= 2 ? 2 : 1; }
 
 // All tokens against all rows; x [M, x_stride] is zero beyond K.
 template <class Lanes, class E>
 void decode(const Problem& p, const BitmaskWeight& w, const typename Lanes::X* x,
             int64_t x_stride) {
-    const int64_t chunks = ceil_div(p.K, kChunkInputs);
+    const int64_t passes = ceil_div(p.M, Lanes::kMaxTokens);
+    const auto run = [&](auto streams, int64_t tile, int64_t apart) {
+        for (int64_t i = 0; i < passes; ++i) {
+            const int64_t m = i * p.M / passes;
+            const int tokens = static_cast<int>((i + 1) * p.M / passes - m);
+            with_constant<Lanes::kMaxTokens>(tokens, [&](auto t) {
+                constexpr int kRows = rows_of(Lanes::kMaxSums / t());
+                // More tokens than one stream has sums for take the streams in turn.
+                constexpr int kSide =
+                    streams() * kTileRows * t() <= Lanes::kMaxSums ? streams() : 1;
+                for (int s = 0; s < streams(); s += kSide)
+                    for (int r0 = 0; r0 < kTileRows; r0 += kRows)
+                        decode_rows<Lanes, E, kSide, kRows, t()>(p, w, tile + s * apart, apart, r0,
+                                                                 x + m * x_stride, x_stride, m);
+            });
+        }
+    };
     parallel_for(p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
                  [&](int64_t begin, int64_t end) {
-                     for (int64_t tile = begin; tile < end; ++tile) {
-                         const auto* values =
-                             static_cast<const typename Lanes::Elem*>(w.values) + w.offsets[tile];
-                         const auto* masks =
-                             static_cast<const uint64_t*>(w.bitmask) + tile * chunks * kTileRows;
-                         const int64_t passes = ceil_div(p.M, Lanes::kMaxTokens);
-                         for (int64_t i = 0; i < passes; ++i) {
-                             const int64_t m = i * p.M / passes;
-                             const int tokens = static_cast<int>((i + 1) * p.M / passes - m);
-                             with_constant<Lanes::kMaxTokens>(tokens, [&](auto t) {
-                                 // As many rows as leave all sums in registers.
-                                 constexpr int kRows =
-                                     std::clamp(Lanes::kMaxSums / t(), 1, kTileRows) == 3
-                                         ? 2
-                                         : std::clamp(Lanes::kMaxSums / t(), 1, kTileRows);
-                                 for (int r0 = 0; r0 < kTileRows; r0 += kRows)
-                                     decode_rows<Lanes, E, kRows, t()>(
-                                         p, values, masks, r0, tile * kTileRows, x + m * x_stride,
-                                         x_stride, m);
-                             });
-                         }
-                     }
+                     const int64_t apart = (end - begin) / kStreams;
+                     for (int64_t i = 0; i < apart; ++i)
+                         run(std::integral_constant<int, kStreams>{}, begin + i, apart);
+                     for (int64_t tile = begin + kStreams * apart; tile < end; ++tile)
+                         run(std::integral_constant<int, 1>{}, tile, 1);
                  });
 }
 

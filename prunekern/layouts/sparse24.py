@@ -31,7 +31,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from prunekern import rivals
-from prunekern.formats import Sparse24, compress_sparse24, decompress, nibbles_of
+from prunekern.formats import (
+    Sparse24,
+    compress_sparse24,
+    decompress,
+    groups_of_four,
+    meta_of_nibbles,
+    nibbles_of,
+    take_kept,
+)
 from prunekern.layouts.choice import PANEL_LAYOUTS, RIVALS
 from prunekern.layouts.packed import Packed
 
@@ -122,13 +130,7 @@ def unpack(packed: Packed) -> Sparse24:
 
     order = (0, 2, 1, 3) if packed.dtype == torch.bfloat16 else (0, 3, 1, 2)
     rows = values.permute(order).reshape(T * R, 16 * C)[:N, : 2 * G]
-    return Sparse24(values=rows.contiguous(), meta=_meta_of(nibbles), shape=packed.shape)
-
-
-def _meta_of(nibbles: Tensor) -> Tensor:
-    """[N, G] of any integers to canonical metadata, the inverse of `nibbles_of`."""
-    nibbles = pad(nibbles, (0, nibbles.shape[1] % 2), value=_EMPTY_NIBBLE).to(torch.uint8)
-    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).contiguous()
+    return Sparse24(values=rows.contiguous(), meta=meta_of_nibbles(nibbles), shape=packed.shape)
 
 
 # Canonical rows in panels, as axes: row group R, row tile, half of it, its row g; column tile C,
@@ -167,7 +169,7 @@ def _unpack_panels(packed: Packed) -> Sparse24:
     nibbles = nibbles.view(R, C, 8, 2, 2, 4, 2, 4).permute(_inverse(_META_TO_LANES))
     return Sparse24(
         values=values.reshape(64 * R, 32 * C)[:N, : 2 * G].contiguous(),
-        meta=_meta_of(nibbles.reshape(64 * R, 16 * C)[:N, :G]),
+        meta=meta_of_nibbles(nibbles.reshape(64 * R, 16 * C)[:N, :G]),
         shape=packed.shape,
     )
 
@@ -193,6 +195,33 @@ def _unpack_triton(packed: Packed) -> Sparse24:
     nibbles = _NIBBLE_OF_STORED.to(meta.device)[stored]
     return Sparse24(
         values=values[:, : 2 * G].contiguous(),
-        meta=_meta_of(nibbles.reshape(N, -1)[:, :G]),
+        meta=meta_of_nibbles(nibbles.reshape(N, -1)[:, :G]),
         shape=packed.shape,
     )
+
+
+def kept_mask(c: Sparse24) -> Tensor:
+    """Bool [N, K]: the positions that metadata name, whatever their values are."""
+    N, K = c.shape
+    nibbles = nibbles_of(c.meta, -(-K // 4)).unsqueeze(-1)
+    position = torch.arange(4, device=c.device)
+    return (((nibbles & 3) == position) | ((nibbles >> 2) == position)).view(N, -1)[:, :K]
+
+
+def is_transposable(c: Sparse24) -> bool:
+    """Whether W^T is 2:4, too: at most two positions of every four outputs of an input."""
+    return bool((groups_of_four(kept_mask(c).t()).sum(-1) <= 2).all())
+
+
+def transpose(c: Sparse24) -> Sparse24:
+    """W^T, canonical, to the bit: for gradients, grad W = grad (W^T)^T.
+
+    Free slots of its pairs are +0 at the lowest position that is left.
+
+    Raises:
+        ValueError: W^T is not 2:4.
+    """
+    N, K = c.shape
+    meta = compress_sparse24(kept_mask(c).t().to(c.dtype)).meta
+    transposed = Sparse24(values=c.values.new_empty(0), meta=meta, shape=(K, N))
+    return transposed.with_values(take_kept(decompress(c).t(), transposed))

@@ -86,6 +86,7 @@ class _Rule:
     allocation: str
     seed: int
     damping: float
+    transposable: bool
 
 
 def prune(
@@ -103,6 +104,7 @@ def prune(
     window: int | None = None,
     seed: int = 0,
     damping: float = 0.01,
+    transposable: bool = False,
     offload: str | Path | None = None,
     state: str | Path | None = None,
     progress: Callable[[float, float], None] | None = None,
@@ -141,6 +143,8 @@ def prune(
         window: Tokens of each; at most 2048 and the model's longest.
         seed: Of "random".
         damping: Of SparseGPT's Hessians, as a share of their mean diagonal.
+        transposable: For "2:4", whether W^T is to be 2:4, too, so that training multiplies by
+            sparse weights both ways; of each 4 x 4 block the best of the 90 such masks stays.
         offload: Folder for the activations of the layer and the dense weights, instead of memory.
         state: Folder that keeps each finished decoder layer, also where an error or Ctrl-C has put
             the model back; the same call on the same dense model goes on from there and ends with
@@ -155,7 +159,7 @@ def prune(
             infinite scores, calibration can not be used, or a Hessian stays indefinite; the model
             is then as it was.
     """
-    rule = _check_rule(pattern, method, sparsity, scope, allocation, seed, damping)
+    rule = _check_rule(pattern, method, sparsity, scope, allocation, seed, damping, transposable)
     matched = match_modules(model, targets, "prune")
     modules = _check_weights(matched)
     rules = _rule_of_each(rule, list(modules))
@@ -243,7 +247,7 @@ def pruned_weight(
     Raises:
         ValueError: As `prune`.
     """
-    rule = _check_rule(pattern, method, sparsity, None, "uniform", 0, 0.01)
+    rule = _check_rule(pattern, method, sparsity, None, "uniform", 0, 0.01, False)
     if statistic is not None:
         return _decide({name: rule}, {name: rule.sparsity}, name, module, statistic)
     weight = masked_weight(module)
@@ -259,10 +263,13 @@ def _check_rule(
     allocation: str,
     seed: int,
     damping: float,
+    transposable: bool,
 ) -> _Rule:
     mixed = isinstance(pattern, Mapping)
     nms = [parse_pattern(one) for one in (pattern.values() if mixed else [pattern])]
     nm = None if mixed else nms[0]
+    if transposable and nm != (2, 4):
+        raise ValueError(f'prune: pattern must be "2:4" for transposable, got {pattern!r}')
     if method == "movement":
         raise ValueError(
             "prune: method movement is learned while training; see pruning.MovementPruner"
@@ -292,7 +299,7 @@ def _check_rule(
         raise ValueError("prune: scope must be within a layer for owl, got 'global'")
     if not 0 < damping < float("inf"):
         raise ValueError(f"prune: damping must be positive, got {damping}")
-    return _Rule(pattern, nm, method, scope, sparsity, allocation, seed, damping)
+    return _Rule(pattern, nm, method, scope, sparsity, allocation, seed, damping, transposable)
 
 
 def _rule_of_each(rule: _Rule, names: Sequence[str]) -> dict[str, _Rule]:
@@ -351,9 +358,13 @@ def _decide(
     rule, weight = rules[name], masked_weight(module)
     if isinstance(statistic, Hessian):
         factor, dead = statistic.factor(rule.damping, name)
-        return sparsegpt_prune(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module))
+        return sparsegpt_prune(
+            *(weight, factor, dead, rule.nm, shares[name], frozen_zeros(module)),
+            transposable=rule.transposable,
+        )
     score = {"wanda": wanda_scores, "ria": ria_scores}[rule.method]
-    mask = choose_mask(score(weight, statistic.norm(name)), rule.nm, shares[name], rule.scope)
+    scores = score(weight, statistic.norm(name))
+    mask = choose_mask(scores, rule.nm, shares[name], rule.scope, rule.transposable)
     return weight.masked_fill(~mask, 0.0)
 
 
@@ -396,7 +407,8 @@ def _prune_by_scores(
         if by_threshold:
             mask, ties = threshold_mask(scores_of(name), threshold, ties)
         else:
-            mask = choose_mask(scores_of(name), rules[name].nm, shares[name], rule.scope)
+            scores = scores_of(name)
+            mask = choose_mask(scores, rules[name].nm, shares[name], rule.scope, rule.transposable)
         weight = masked_weight(module)
         # masked_fill, not a product with the mask: that would write -0.0 for negative weights.
         pruned = weight.masked_fill(~mask, 0.0)

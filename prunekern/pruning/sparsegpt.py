@@ -18,7 +18,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from prunekern.pruning.masks import kept_count, largest_mask, nm_mask
+from prunekern.pruning.masks import kept_count, largest_mask, nm_mask, transposable_mask
 
 BLOCK = 128  # columns whose unstructured mask is chosen together, before their own errors arrive
 _RETRIES = 3
@@ -82,6 +82,7 @@ def sparsegpt_prune(
     nm: tuple[int, int] | None,
     sparsity: float,
     frozen: Tensor | None = None,
+    transposable: bool = False,
 ) -> Tensor:
     """The pruned weight, its kept entries rewritten.
 
@@ -95,6 +96,7 @@ def sparsegpt_prune(
         nm: (N, M) of the pattern, or None for unstructured.
         sparsity: For unstructured, the share that goes.
         frozen: Bool [N, K], zeros that must stay zeros; they are among the first to go.
+        transposable: For 2:4, whether each 4 x 4 block is to be 2:4 both ways.
 
     Returns:
         [N, K] float32.
@@ -118,7 +120,9 @@ def sparsegpt_prune(
             if nm is not None and j % nm[1] == 0:
                 group = slice(j, j + nm[1])
                 scores = _costs(piece[group], u.diagonal()[group], out[group])
-                out[group] |= ~nm_mask(scores.t().contiguous(), *nm).t()
+                scores = scores.t().contiguous()
+                mask = transposable_mask(scores) if transposable else nm_mask(scores, *nm)
+                out[group] |= ~mask.t()
             errors[j] = piece[j].masked_fill(~out[j], 0.0) / u[j, j]
             piece[j:].addr_(u[j, j:], errors[j], alpha=-1)
         w[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)

@@ -104,7 +104,8 @@ def recover(
         method: "fixed" (zeros stay where they are), "lora" (the same, adapters only), and for a
             dense model "sr-ste", "movement" or "gradual", which choose while they train; or one of
             these made with options, such as `SrSte("2:4", targets="all-linear")`. None trains
-            without masks, as a dense model must be to compare with.
+            without masks: a dense model to compare with, or one whose layers were swapped with
+            `trainable=True` and keep their own zeros.
         tokenizer: Needed for text.
         windows: At most so many windows of the data; all of it where left out.
         window: Tokens of each; 512 where left out.

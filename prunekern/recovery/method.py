@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekern.nn import SparseLinear
 from prunekern.targets import ALL_LINEAR, match_modules
+from prunekern.training import TrainableSparseLinear
 
 
 class Method:
@@ -103,6 +104,11 @@ def linear_layers(model: nn.Module, targets: str | Sequence[str], who: str) -> d
     """Name -> matched Linear layer, each once; refuses weights that can not be trained."""
     modules: dict[str, nn.Module] = {}
     for name, module in match_modules(model, targets, who, _linear_or_sparse).items():
+        if isinstance(module, TrainableSparseLinear):
+            raise ValueError(
+                f"{who}: {name} must be an nn.Linear, got a TrainableSparseLinear, which keeps its "
+                "own zeros; pass method=None"
+            )
         if isinstance(module, SparseLinear):
             raise ValueError(
                 f"{who}: {name} must be an nn.Linear, got a SparseLinear, whose weight is fixed; "
