@@ -65,7 +65,7 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf build dist *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
 	rm -rf $(VENV) .venv-deepsparse .venv-llama
 
 $(VENV)/.python:
@@ -90,11 +90,11 @@ $(VENV)/.test: $(VENV)/.package
 		|| $(PIP) $(NVCC_WHEELS)
 	touch $@
 
-<<<<<<< HEAD
 $(VENV)/.docs: $(VENV)/.python
 	$(PIP) mkdocs==1.6.1 mkdocs-material==9.8.2 "mkdocstrings[python]==1.0.8" \
 		mkdocstrings-python==2.0.11 ruff==0.17.6
-=======
+	touch $@
+
 # The rivals, in the versions that results are of. Two live in environments of their own: DeepSparse
 # wants an old numpy and Python up to 3.11, llama.cpp is compiled for minutes. Where one cannot be
 # installed the benchmarks say so and go on.
@@ -105,7 +105,6 @@ $(VENV)/.bench: $(VENV)/.test
 		--disable-pip-version-check deepsparse==1.8.0
 	-$(PYTHON) -m venv .venv-llama && CXXFLAGS="$(LLAMA_FLAGS)" .venv-llama/bin/python -m pip \
 		install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
->>>>>>> main
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.python
