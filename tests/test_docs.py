@@ -59,6 +59,14 @@ def test_pages_are_in_the_navigation():
     assert pages == set(re.findall(r": ([\w/-]+\.md)$", text, re.MULTILINE))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heads_of_files_are_there(page):
+    for pattern in re.findall(r"\{\{ head (\S+) \}\}", page.read_text()):
+        files = list(ROOT.glob(pattern))
+        assert files, pattern
+        assert all(file.read_text().startswith(("//", '"""')) for file in files), pattern
+
+
 def test_reference_has_every_public_name():
     text = (ROOT / "docs/reference.md").read_text()
     listed = set(re.findall(r"^ +- (\w+)$", text, re.MULTILINE))
@@ -145,9 +153,13 @@ def _less(monkeypatch, name, **options):
     monkeypatch.setattr(prunekern, name, lambda *args, **given: whole(*args, **options | given))
 
 
-@pytest.mark.parametrize("page", ["docs/formats.md", "docs/kernels/index.md"])
-def test_small_pages_run(page, here):
-    _run(blocks(ROOT / page), {})
+SMALL = ("formats.md", "kernels/index.md", "guide/training.md", "guide/checkpoints.md")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what pruning by magnitude costs
+@pytest.mark.parametrize("page", SMALL)
+def test_small_pages_run(page, folder, here):
+    _run(blocks(ROOT / "docs" / page), {"folder": folder})
 
 
 def test_readme_runs(folder, here, tmp_path, monkeypatch):
