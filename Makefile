@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all browser bench recovery gpu emulated emulation-report lint format clean
+.PHONY: compare test test-all browser bench recovery gpu emulated emulation-report docs lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -50,6 +50,10 @@ emulated: $(VENV)/.test
 emulation-report: $(VENV)/.test
 	cd tests && $(abspath $(BIN))/python -m gpu_emulation.report
 
+# The pages into site/: from docs/, the docstrings and benchmarks/results/; every warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,7 +65,7 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf build dist *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info prunekern/*.so results .pytest_cache .ruff_cache .hypothesis
 	rm -rf $(VENV) .venv-deepsparse .venv-llama
 
 $(VENV)/.python:
@@ -84,6 +88,11 @@ $(VENV)/.test: $(VENV)/.package
 	ls "$$CUDA_HOME/bin/nvcc" /usr/local/cuda*/bin/nvcc 2>/dev/null | grep -q . \
 		|| command -v nvcc >/dev/null \
 		|| $(PIP) $(NVCC_WHEELS)
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.python
+	$(PIP) mkdocs==1.6.1 mkdocs-material==9.8.2 "mkdocstrings[python]==1.0.8" \
+		mkdocstrings-python==2.0.11 ruff==0.17.6
 	touch $@
 
 # The rivals, in the versions that results are of. Two live in environments of their own: DeepSparse
