@@ -11,8 +11,8 @@ FORK = """
 import os, signal, torch, prunekern
 from prunekern.testing import random_weight
 torch.set_num_threads(2)
-packed = prunekern.pack(prunekern.compress(random_weight("2:4", 1024, 1024, torch.float32), "2:4"),
-                        prunekern.ops.default_layout("sparse24", torch.device("cpu"), torch.float32))
+weight = prunekern.compress(random_weight("2:4", 1024, 1024, torch.float32), "2:4")
+packed = prunekern.pack(weight, "scalar")
 x = torch.randn(4, 1024)
 y = prunekern.linear(x, packed)
 child = os.fork()
