@@ -130,6 +130,6 @@ def test_groups_of_24_can_not_be_cut():
 
 def test_groups_of_scales_must_be_alike():
     w = torch.zeros(4, 128)
-    fine, coarse = (formats.compress(w, "2:4-int4", size) for size in (32, 64))
+    fine, coarse = (compress(w, "2:4-int4", size) for size in (32, 64))
     with pytest.raises(ValueError, match="group_size of all parts must be 32, got 64"):
         concatenate_rows([fine, coarse])
