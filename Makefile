@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(wildcard 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/*.cpp tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h tests/*/*/*.cu tests/*/*/*.cuh)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test test-all browser bench recovery gpu emulated emulation-report docs lint format clean
+.PHONY: compare test test-all browser bench recovery gpu emulated emulation-report endurance docs lint format clean
 
 compare: $(VENV)/.package
 	$(BIN)/python -m prunekern compare $(ARGS)
@@ -53,6 +53,10 @@ emulation-report: $(VENV)/.test
 # The pages into site/: from docs/, the docstrings and benchmarks/results/; every warning is an error.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# An hour of mixed load; see tests/endurance.
+endurance: $(VENV)/.test
+	cd tests && $(abspath $(BIN))/python -m endurance $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ See README.md for the whole of it, CONTRIBUTING.md for the map of the house.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunekern import fork
 from prunekern.checkpoint import convert, save_pretrained
 from prunekern.checkpoint.versions import register
 from prunekern.decode import Decoder, Generated, generate
@@ -65,6 +66,7 @@ __all__ = [
 ]
 
 register()
+fork.register()
 
 
 _ADVICE = ("Plan", "advise", "apply")
