@@ -40,6 +40,7 @@ from prunekern.recovery import Progress, texts
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SCRATCH = Path("results") / "recovery"
+MODELS = Path("results") / "recovered"
 STEPS, BATCH, CALIBRATION_WINDOWS = 127, 2, 48
 QV, ALL = ("q_proj", "v_proj"), "all-linear"
 
@@ -91,6 +92,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument("--only", help="rows whose name has this in it")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help=f"save each trained model, compressed, under {MODELS}; a row without one runs again",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     _keep_memory()
@@ -98,9 +104,11 @@ def main() -> None:
     table = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     inputs = Inputs()
     for row in ROWS:
-        if row.name in table["rows"] or (options.only and options.only not in row.name):
+        keep = MODELS / row.name if options.keep and row.trained and row.pattern else None
+        done = row.name in table["rows"] and (keep is None or keep.exists())
+        if done or (options.only and options.only not in row.name):
             continue
-        table["rows"][row.name] = inputs.measure(row)
+        table["rows"][row.name] = inputs.measure(row, keep)
         table["machine"] = f"{platform.machine()}, {options.threads} threads, shared with others"
         table["texts"] = inputs.sizes()
         _write(path, json.dumps(table, indent=1) + "\n")
@@ -126,8 +134,8 @@ class Inputs:
         """Windows of each text."""
         return {name: len(getattr(self, name)) for name in ("train", "held_out", "licences")}
 
-    def measure(self, row: Row) -> dict[str, Any]:
-        """Prunes, trains, measures."""
+    def measure(self, row: Row, keep: Path | None = None) -> dict[str, Any]:
+        """Prunes, trains, measures; saves the model, compressed and in bfloat16, in `keep`."""
         model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
         parent = copy.deepcopy(model).to(torch.bfloat16) if row.trained else None
         prune_minutes = train_minutes = 0.0
@@ -149,7 +157,7 @@ class Inputs:
             )
             shutil.rmtree(SCRATCH / row.name)
             steps, train_minutes = report.steps, report.seconds / 60
-        return {
+        cell = {
             "python": _perplexity(model, self.held_out),
             "licences": _perplexity(model, self.licences),
             "steps": steps,
@@ -157,6 +165,13 @@ class Inputs:
             "train_minutes": train_minutes,
             "losses": [round(loss.total, 4) for loss in report.losses] if row.trained else [],
         }
+        if keep:
+            model.to(torch.bfloat16)
+            kernel = "2:4" if row.pattern == "2:4" else "bitmask"
+            prunekern.replace_linears(model, kernel, row.targets, prune=False)
+            prunekern.save_pretrained(model, keep)
+            AutoTokenizer.from_pretrained(self.path).save_pretrained(keep)
+        return cell
 
     def _prune(self, model: nn.Module, row: Row) -> float:
         begin = time.monotonic()
