@@ -131,13 +131,12 @@ def test_ctrl_c_leaves_nothing_half_written(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog.\n" * 20000)
     options = ["--model", folder, "--method", "wanda", "--calibration", text, "--windows", "1000"]
+    options += ["--window", "512", "--state", tmp_path / "state"]
     command = [sys.executable, "-m", "prunekern", "prune", tmp_path / "out", *options]
-    process = subprocess.Popen(
-        [*map(str, command), "--window", "512"], stderr=subprocess.PIPE, text=True
-    )
-    while "pruning" not in process.stderr.readline() and process.poll() is None:
-        time.sleep(0.01)
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "state").exists() and process.poll() is None:
+        time.sleep(0.01)  # one of two layers is done when it is there
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "text.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "state", "text.txt"]

@@ -259,7 +259,7 @@ def pruned_weight(
     Raises:
         ValueError: As `prune`.
     """
-    rule = _check_rule(pattern, method, sparsity, None, "uniform", 0, 0.01, False)
+    rule = _check_rule(pattern, method, sparsity, None, "uniform", 0, 0.01, None, None, False)
     if statistic is not None:
         return _decide({name: rule}, {name: rule.sparsity}, name, module, statistic)
     weight = masked_weight(module)
