@@ -135,7 +135,7 @@ def test_ctrl_c_leaves_nothing_half_written(folder, tmp_path):
     command = [sys.executable, "-m", "prunekern", "prune", tmp_path / "out", *options]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "state").exists() and process.poll() is None:
-        time.sleep(0.01)  # one of two layers is done when it is there
+        time.sleep(0.01)  # calibration begins when it is there
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130
