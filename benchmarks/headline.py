@@ -14,6 +14,7 @@ model lives in a process of its own and all take turns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -164,8 +165,9 @@ def _serve(pipe: Connection, row: Row, models: Path, threads: int, texts: dict) 
         ),
         "speed": lambda: speed(model, row, texts["python"]),
     }
-    while True:
-        pipe.send(answers[pipe.recv()]())
+    with contextlib.suppress(EOFError):  # the parent has ended
+        while True:
+            pipe.send(answers[pipe.recv()]())
 
 
 def load(row: Row, models: Path) -> nn.Module:
